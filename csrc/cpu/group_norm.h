@@ -1,0 +1,375 @@
+// What the forward and the backward pass of GroupNorm + SiLU share: vectors of any dtype, SiLU, and the per-channel terms.
+//
+// Both passes walk memory in one of two ways. "Runs": a channel is S consecutive elements and its terms are broadcast.
+// "Columns": memory is [rows, C * repeat], each row meets the same terms, lane by lane; this is channels last (repeat 1),
+// and channels first where S is shorter than a step (one row, repeat S).
+#pragma once
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+#define FD_INLINE __attribute__((always_inline))   // for lambdas and members that pass vectors
+
+namespace fastdiff {
+namespace FD_LEVEL {
+
+// Arithmetic of a dtype: float32 lanes, or float64 one at a time.
+template <class T> struct Arithmetic { typedef float Scalar; typedef vfloat Vector; };
+template <> struct Arithmetic<double> { typedef double Scalar; typedef double Vector; };
+template <class T> using Scalar = typename Arithmetic<T>::Scalar;
+template <class T> using Vector = typename Arithmetic<T>::Vector;
+template <class T> constexpr int kLanes = sizeof(Vector<T>) / sizeof(Scalar<T>);
+
+FD_SIMD double load(const double* p) { return *p; }
+FD_SIMD void store(double* p, double v) { *p = v; }
+FD_SIMD double sum(double v) { return v; }
+FD_SIMD vfloat broadcast(float v) { return set1(v); }
+FD_SIMD double broadcast(double v) { return v; }
+
+// N vectors worked on together, so that their latencies overlap; N is even.
+template <class V, int N> struct Pack { V v[N]; };
+template <class T, int N> using PackOf = Pack<Vector<T>, N>;
+template <class T> constexpr int kStep = 2 * kLanes<T>;   // elements of the smallest Pack
+
+template <class V, int N> FD_SIMD Pack<V, N> operator+(Pack<V, N> a, Pack<V, N> b) {
+  for (int k = 0; k < N; ++k) a.v[k] += b.v[k];
+  return a;
+}
+
+template <class V, int N> FD_SIMD Pack<V, N> operator-(Pack<V, N> a, Pack<V, N> b) {
+  for (int k = 0; k < N; ++k) a.v[k] -= b.v[k];
+  return a;
+}
+
+template <class V, int N> FD_SIMD Pack<V, N> operator*(Pack<V, N> a, Pack<V, N> b) {
+  for (int k = 0; k < N; ++k) a.v[k] *= b.v[k];
+  return a;
+}
+
+template <class V, int N> FD_SIMD Pack<V, N> operator/(Pack<V, N> a, Pack<V, N> b) {
+  for (int k = 0; k < N; ++k) a.v[k] /= b.v[k];
+  return a;
+}
+
+template <class V, int N> FD_SIMD Pack<V, N> madd(Pack<V, N> a, Pack<V, N> b, Pack<V, N> c) {
+  for (int k = 0; k < N; ++k) a.v[k] = madd(a.v[k], b.v[k], c.v[k]);
+  return a;
+}
+
+template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
+  PackOf<S, N> r;
+  for (int k = 0; k < N; ++k) r.v[k] = broadcast(v);
+  return r;
+}
+
+template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
+
+// 1 + exp(-h) = 1 + 2^n * 2^r, the reciprocal of the logistic function. Limits keep 2^n a number; h itself carries NaN
+// and infinity into whatever is divided by this. 2^r = 1 + r q(r) within 1e-7 for |r| <= 1/2 (minimax).
+FD_SIMD vfloat one_plus_exp_minus(vfloat h) {
+  const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
+  const vfloat minus_log2e = set1(-1.44269504088896341f);
+  const vfloat limited = limit(h, -87.5f, 87.0f);
+  const vfloat shifted = madd(limited, minus_log2e, magic);
+  const vfloat r = madd(limited, minus_log2e, magic - shifted);
+  vfloat q = set1(1.3264727e-3f);
+  q = madd(q, r, set1(9.671513e-3f));
+  q = madd(q, r, set1(5.5507336e-2f));
+  q = madd(q, r, set1(2.4022242e-1f));
+  q = madd(q, r, set1(6.93147e-1f));
+  q = madd(q, r, set1(1.0f));
+  return as_float(as_uint(q) + (as_uint(shifted) << 23)) + 1.0f;
+}
+
+FD_SIMD double one_plus_exp_minus(double h) { return 1 + __builtin_exp(-h); }
+
+template <class V, int N> FD_SIMD Pack<V, N> one_plus_exp_minus(Pack<V, N> h) {
+  for (int k = 0; k < N; ++k) h.v[k] = one_plus_exp_minus(h.v[k]);
+  return h;
+}
+
+// N vectors of consecutive elements. Two bfloat16 share a 32-bit lane: the even ones go to the first vector of a pair,
+// the odd ones to the second, which costs no shuffle. Sums over elements do not mind; per-column terms are laid out alike
+// (to_columns).
+template <int N, class T> FD_SIMD PackOf<T, N> load_pack(const T* p) {
+  PackOf<T, N> r;
+  for (int k = 0; k < N; ++k) r.v[k] = load(p + k * kLanes<T>);
+  return r;
+}
+
+template <int N> FD_SIMD Pack<vfloat, N> load_pack(const bfloat16_t* p) {
+  Pack<vfloat, N> r;
+  for (int k = 0; k < N; k += 2) {
+    vuint u;
+    memcpy(&u, p + k * kWidth, sizeof u);
+    r.v[k] = as_float(u << 16);
+    r.v[k + 1] = as_float(u & 0xffff0000u);
+  }
+  return r;
+}
+
+template <class T> constexpr bool kInOrder = true;
+template <> constexpr bool kInOrder<bfloat16_t> = false;
+
+// kStep consecutive scalars in the order in which load_pack leaves kStep elements of T; and back.
+template <class T> FD_SIMD PackOf<T, 2> to_columns(const Scalar<T>* p) {
+  if (kInOrder<T>) return load_pack<2>(p);
+  Scalar<T> even[kLanes<T>], odd[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
+  return {{load(even), load(odd)}};
+}
+
+template <class T> FD_SIMD void from_columns(PackOf<T, 2> v, Scalar<T>* p) {
+  store(p, v.v[0]);
+  store(p + kLanes<T>, v.v[1]);
+  if (kInOrder<T>) return;
+  Scalar<T> pair[kStep<T>];
+  memcpy(pair, p, sizeof pair);
+  for (int i = 0; i < kLanes<T>; ++i) p[2 * i] = pair[i], p[2 * i + 1] = pair[kLanes<T> + i];
+}
+
+template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
+  for (int k = 0; k < N; ++k) store(p + k * kLanes<T>, a.v[k]);
+}
+
+template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
+  for (int k = 0; k < N; k += 2) {
+    const vuint u = round_to_bfloat16(a.v[k]) >> 16 | (round_to_bfloat16(a.v[k + 1]) & 0xffff0000u);
+    memcpy(p + k * kWidth, &u, sizeof u);
+  }
+}
+
+// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on. End: the last
+// kStep elements, of which n mod kStep are new; the others are worked out twice, to the same bits. A run shorter than
+// kStep is padded in front.
+template <class T, int N> struct Whole {
+  static constexpr int kPack = N;
+  int64_t i;
+  int64_t first() const { return i; }
+  FD_INLINE PackOf<T, N> load(const T* run) const { return load_pack<N>(run + i); }
+  FD_INLINE void store(T* run, PackOf<T, N> v) const { store_pack(run + i, v); }
+  FD_INLINE PackOf<T, N> term(const Scalar<T>* columns) const { return load_pack<N>(columns + i); }
+  FD_INLINE void set_term(Scalar<T>* columns, PackOf<T, N> v) const { store_pack(columns + i, v); }
+  FD_INLINE PackOf<T, N> keep_new(PackOf<T, N> v) const { return v; }
+};
+
+template <class T> FD_SIMD PackOf<T, 2> load_end(const T* run, int64_t n) {
+  if (n >= kStep<T>) return load_pack<2>(run + n - kStep<T>);
+  T padded[kStep<T>] = {};
+  memcpy(padded + kStep<T> - n, run, n * sizeof(T));
+  return load_pack<2>(padded);
+}
+
+template <class T> struct End {
+  static constexpr int kPack = 2;
+  int64_t n;
+  int64_t first() const { return n - kStep<T>; }
+  FD_INLINE PackOf<T, 2> load(const T* run) const { return load_end(run, n); }
+  FD_INLINE void store(T* run, PackOf<T, 2> v) const {
+    if (n >= kStep<T>) return store_pack(run + n - kStep<T>, v);
+    T padded[kStep<T>];
+    store_pack(padded, v);
+    memcpy(run, padded + kStep<T> - n, n * sizeof(T));
+  }
+  // Columns keep the end's terms after those of the whole steps.
+  FD_INLINE PackOf<T, 2> term(const Scalar<T>* columns) const { return load_pack<2>(columns + n / kStep<T> * kStep<T>); }
+  FD_INLINE void set_term(Scalar<T>* columns, PackOf<T, 2> v) const { store_pack(columns + n / kStep<T> * kStep<T>, v); }
+  FD_INLINE PackOf<T, 2> keep_new(PackOf<T, 2> v) const {
+    Scalar<T> is_new[kStep<T>];
+    for (int i = 0; i < kStep<T>; ++i) is_new[i] = i >= kStep<T> - n % kStep<T>;
+    const PackOf<T, 2> mask = to_columns<T>(is_new), zero = broadcast_pack<2>(Scalar<T>(0));
+    for (int k = 0; k < 2; ++k) v.v[k] = mask.v[k] != zero.v[k] ? v.v[k] : zero.v[k];
+    return v;
+  }
+};
+
+// body(place) over a run of n elements, N vectors at a time, then two, then the end.
+template <class T, int N, class Body> FD_SIMD void sweep(int64_t n, const Body& body) {
+  int64_t i = 0;
+  if (N > 2)
+    for (; i + N * kLanes<T> <= n; i += N * kLanes<T>) body(Whole<T, N>{i});
+  for (; i + kStep<T> <= n; i += kStep<T>) body(Whole<T, 2>{i});
+  if (i < n) body(End<T>{n});
+}
+
+// Channels whose terms are held at a time, and columns.
+constexpr int kChannels = 512;
+
+// Mean (in two parts: low is what rounding took) and reciprocal deviation of a group.
+template <class S> struct Stats { S mean, low, rstd; };
+
+// One value per channel; vectors may be stored over the end.
+template <class T> struct Channels {
+  Scalar<T> v[kChannels + kStep<T>];
+};
+
+// With n = (x - center) * rstd + offset the output is act(n * gain + shift).
+template <class T> struct Terms { Channels<T> center, rstd, offset, gain, shift; };
+
+// n <= kLanes values from index i on of an array of any dtype.
+template <class S> struct Any;
+
+template <> struct Any<float> {
+  template <class T> static vfloat load_some(const void* base, int64_t i, int n) {
+    const T* p = static_cast<const T*>(base) + i;
+    return n == kWidth ? load(p) : load_first(p, n);
+  }
+  static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
+    if (dtype == kF32) return load_some<float>(base, i, n);
+    if (dtype == kBF16) return load_some<bfloat16_t>(base, i, n);
+    if (dtype == kF16) return load_some<half_t>(base, i, n);
+    float lane[kWidth] = {};
+    for (int k = 0; k < n; ++k) lane[k] = float(static_cast<const double*>(base)[i + k]);
+    return load(lane);
+  }
+  template <class T> static void store_some(void* base, int64_t i, int n, vfloat v) {
+    T* p = static_cast<T*>(base) + i;
+    if (n == kWidth) return store(p, v);
+    store_first(p, v, n);
+  }
+  static void set(void* base, int32_t dtype, int64_t i, int n, vfloat v) {
+    if (dtype == kF32) return store_some<float>(base, i, n, v);
+    if (dtype == kBF16) return store_some<bfloat16_t>(base, i, n, v);
+    if (dtype == kF16) return store_some<half_t>(base, i, n, v);
+    for (int k = 0; k < n; ++k) static_cast<double*>(base)[i + k] = v[k];
+  }
+};
+
+template <> struct Any<double> {
+  static double get(const void* base, int32_t dtype, int64_t i, int) {
+    if (dtype == kF32) return static_cast<const float*>(base)[i];
+    if (dtype == kBF16) return to_float(static_cast<const bfloat16_t*>(base)[i]);
+    if (dtype == kF16) return to_float(static_cast<const half_t*>(base)[i]);
+    return static_cast<const double*>(base)[i];
+  }
+  static void set(void* base, int32_t dtype, int64_t i, int, double v) {
+    if (dtype == kF32) static_cast<float*>(base)[i] = float(v);
+    else if (dtype == kBF16) static_cast<bfloat16_t*>(base)[i] = to_bfloat16(float(v));
+    else if (dtype == kF16) static_cast<half_t*>(base)[i] = to_half(float(v));
+    else static_cast<double*>(base)[i] = v;
+  }
+};
+
+// body(i, lanes) over n channels, a vector at a time.
+template <class T, class Body> FD_SIMD void each_vector(int64_t n, const Body& body) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) body(i, n - i < kLanes<T> ? int(n - i) : kLanes<T>);
+}
+
+// Sum of n scalars in a fixed order.
+template <class S> static S sum_of(const S* p, int64_t n) {
+  S total = 0;
+  int64_t i = 0;
+  if (n >= kLanes<S>) {
+    Vector<S> lanes = load(p);
+    for (i = kLanes<S>; i + kLanes<S> <= n; i += kLanes<S>) lanes += load(p + i);
+    total = sum(lanes);
+  }
+  for (; i < n; ++i) total += p[i];
+  return total;
+}
+
+// p[0..n) = v; up to a vector more is overwritten.
+template <class S> FD_SIMD void fill(S* p, int64_t n, S v) {
+  for (int64_t i = 0; i < n; i += kLanes<S>) store(p + i, broadcast(v));
+}
+
+FD_SIMD float first_lane(vfloat v) { return v[0]; }
+FD_SIMD double first_lane(double v) { return v; }
+
+// n values of a plain type, not initialised.
+template <class V> struct Scratch {
+  V* const data;
+  explicit Scratch(int64_t n) : data(new V[n]) {}
+  ~Scratch() { delete[] data; }
+  Scratch(const Scratch&) = delete;
+};
+
+// Fewer threads where there is little to do: a parallel region costs as much as some ten thousand elements.
+FD_SIMD int useful_threads(int64_t elements, int num_threads) {
+  const int64_t most = elements / 16384;
+  return most < 1 ? 1 : most < num_threads ? int(most) : num_threads;
+}
+
+// The extents of a tensor in groups, for either pass.
+template <class T, class Params> struct Geometry {
+  const Params& p;
+  int64_t D, N;            // channels, elements of a group
+  bool by_columns;
+  int64_t rows, repeat;    // columns: memory is [B, rows, C * repeat]
+
+  explicit Geometry(const Params& params) : p(params), D(p.C / p.G), N(D * p.S) {
+    by_columns = p.layout == kChannelsLast || p.S < kStep<T>;
+    rows = p.layout == kChannelsLast ? p.S : 1;
+    repeat = p.layout == kChannelsLast ? 1 : p.S;
+  }
+
+  const T* sample(const void* base, int64_t b) const { return static_cast<const T*>(base) + b * p.C * p.S; }
+  T* sample(void* base, int64_t b) const { return static_cast<T*>(base) + b * p.C * p.S; }
+
+  // body(c0, c1) over [begin, end) in blocks of at most `most` channels: whole groups, or a part of one. begin starts a group.
+  template <class Body> void each_block(int64_t begin, int64_t end, int64_t most, const Body& body) const {
+    for (int64_t c = begin; c < end;) {
+      const int64_t group_end = (c / D + 1) * D;
+      int64_t next = D <= most ? c + most / D * D : c + most < group_end ? c + most : group_end;
+      if (next > end) next = end;
+      body(c, next);
+      c = next;
+    }
+  }
+
+  // body(g, i0, i1) for the groups that meet channels [c0, c1), i counted from c0.
+  template <class Body> FD_INLINE void each_group(int64_t c0, int64_t c1, const Body& body) const {
+    for (int64_t c = c0; c < c1;) {
+      const int64_t g = c / D, next = (g + 1) * D < c1 ? (g + 1) * D : c1;
+      body(g, c - c0, next - c0);
+      c = next;
+    }
+  }
+
+  Vector<T> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
+    return Any<Scalar<T>>::get(base, dtype, i, lanes);
+  }
+
+  // Terms of channels [c0, c1) of sample b; stats are those of c0's group and the following.
+  void terms(int64_t b, int64_t c0, int64_t c1, const Stats<Scalar<T>>* stats, Terms<T>& t) const {
+    typedef Vector<T> V;
+    each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) FD_INLINE {
+      const Stats<Scalar<T>>& s = stats[g - c0 / D];
+      fill(t.center.v + i0, i1 - i0, s.mean);
+      fill(t.offset.v + i0, i1 - i0, s.low);
+      fill(t.rstd.v + i0, i1 - i0, s.rstd);
+    });
+    each_vector<T>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
+      V low = load(t.offset.v + i);
+      if (p.add) {   // center - add, and what rounding takes of it
+        const V center = load(t.center.v + i), add = get(p.add, p.add_dtype, b * p.add_stride + c0 + i, lanes);
+        const V difference = center - add, subtracted = center - difference;
+        low += (center - (difference + subtracted)) + (subtracted - add);
+        store(t.center.v + i, difference);
+      }
+      store(t.offset.v + i, -low * load(t.rstd.v + i));
+      V gain = p.weight ? get(p.weight, p.weight_dtype, c0 + i, lanes) : broadcast(Scalar<T>(1));
+      V shift = p.bias ? get(p.bias, p.weight_dtype, c0 + i, lanes) : broadcast(Scalar<T>(0));
+      if (p.scale) {
+        const V scale = 1 + get(p.scale, p.scale_dtype, b * p.scale_stride + c0 + i, lanes);
+        gain *= scale, shift *= scale;
+      }
+      if (p.shift) shift += get(p.shift, p.shift_dtype, b * p.shift_stride + c0 + i, lanes);
+      store(t.gain.v + i, gain);
+      store(t.shift.v + i, shift);
+    });
+  }
+
+  // Per-channel values repeated for each column, in place: in load_pack's order, the end's after the whole steps'.
+  void spread(Channels<T>& values, int64_t channels) const {
+    if (repeat == 1 && channels % kStep<T> == 0 && kInOrder<T>) return;
+    Scalar<T> padded[kStep<T> + kChannels + kStep<T>] = {};
+    Scalar<T>* const column = padded + kStep<T>;
+    if (repeat == 1) memcpy(column, values.v, channels * sizeof(Scalar<T>));
+    else for (int64_t c = 0; c < channels; ++c) fill(column + c * repeat, repeat, values.v[c]);
+    sweep<T, 2>(channels * repeat, [&](auto at) FD_INLINE { at.set_term(values.v, to_columns<T>(column + at.first())); });
+  }
+};
+
+}  // namespace FD_LEVEL
+}  // namespace fastdiff

@@ -1,0 +1,284 @@
+// y = act(((x + add - mean) * rstd * weight + bias) * (1 + scale) + shift), statistics per sample and group.
+//
+// Statistics are two-pass: an eighth of the group gives a pivot, then sum and sum of squares of x - pivot are taken of all
+// of it. The pivot is the mean of a fraction f >= 1/8 of the group, so (pivot - mean)^2 <= variance / f, and subtracting the
+// squared mean of x - pivot costs at most a factor 1 + 1/f in precision, whatever the mean. Float32 sums are of bounded
+// length and are added up in float64. Partitions depend on the extents and the layout alone.
+#include "group_norm.h"
+
+namespace fastdiff {
+namespace FD_LEVEL {
+namespace {
+
+constexpr int kGroups = 64;            // groups taken together in one unit of work
+constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one float32 sum of a run
+constexpr int64_t kChunk = 32768;      // elements of a chunk of rows
+constexpr int64_t kChunkRows = 1024;   // rows of one float32 sum of a column
+
+template <bool kSilu, class P> FD_SIMD P activate(P h) {
+  if (kSilu) return h / one_plus_exp_minus(h);
+  return h;
+}
+
+struct Totals { double sum, squares; };   // of x + add - pivot
+
+template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams> {
+  typedef Geometry<T, GroupNormSiluParams> Base;
+  typedef Scalar<T> S;
+  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat;
+
+  explicit Forward(const GroupNormSiluParams& params) : Base(params) {}
+
+  S add_of(int64_t b, int64_t c) const {
+    return p.add ? first_lane(this->get(p.add, p.add_dtype, b * p.add_stride + c, 1)) : S(0);
+  }
+
+  Stats<S> finish(int64_t b, int64_t g, S pivot, Totals total) const {
+    const double shift = total.sum / double(N), mean = pivot + shift;
+    double variance = total.squares / double(N) - shift * shift;
+    if (variance < 0) variance = 0;
+    const S rounded = S(mean), rstd = S(1 / __builtin_sqrt(variance + p.eps));
+    static_cast<S*>(p.mean)[b * p.G + g] = rounded;
+    static_cast<S*>(p.rstd)[b * p.G + g] = rstd;
+    return {rounded, S(mean - rounded), rstd};
+  }
+
+  // y = act((x - center) * scale + shift): terms folded into center, rstd (the scale) and shift.
+  void fold(Terms<T>& t, int64_t channels) const {
+    each_vector<T>(channels, [&](int64_t i, int) FD_INLINE {
+      const Vector<T> gain = load(t.gain.v + i);
+      store(t.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)));
+      store(t.rstd.v + i, load(t.rstd.v + i) * gain);
+    });
+  }
+
+  // ---- Runs ----
+
+  // Adds the totals of a run of n elements.
+  void add_run(const T* x, int64_t n, S center, PackOf<T, 2>& sums, PackOf<T, 2>& squares) const {
+    const PackOf<T, 2> c = broadcast_pack<2>(center);
+    PackOf<T, 2> s = sums, q = squares;
+    sweep<T, 2>(n, [&](auto at) FD_INLINE {
+      const PackOf<T, 2> d = at.keep_new(at.load(x) - c);
+      s = s + d;
+      q = madd(d, d, q);
+    });
+    sums = s, squares = q;
+  }
+
+  S pivot_of(const T* x, int64_t b, int64_t g) const {
+    double total = 0;
+    int64_t count = 0;
+    for (int64_t c = g * D; c < (g + 1) * D; c += 8, count += p.S) {
+      PackOf<T, 2> sums = broadcast_pack<2>(S(0));
+      sweep<T, 2>(p.S, [&](auto at) FD_INLINE { sums = sums + at.keep_new(at.load(x + c * p.S)); });
+      total += double(sum(sums)) + double(p.S) * add_of(b, c);
+    }
+    return S(total / double(count));
+  }
+
+  // Blocks of channels whose elements make one float32 sum.
+  int64_t block_channels() const { return p.S < kUnit ? kUnit / p.S : 1; }
+  int64_t blocks() const { return (D + block_channels() - 1) / block_channels(); }
+
+  Totals block_totals(const T* x, int64_t b, int64_t g, int64_t block, S pivot) const {
+    const int64_t c0 = g * D + block * block_channels(), rest = (g + 1) * D - c0;
+    const int64_t count = rest < block_channels() ? rest : block_channels();
+    const int64_t runs = p.add ? count : 1, length = p.add ? p.S : count * p.S;
+    Totals total = {0, 0};
+    PackOf<T, 2> sums = broadcast_pack<2>(S(0)), squares = sums;
+    for (int64_t run = 0; run < runs; ++run)
+      for (int64_t begin = 0; begin < length; begin += kUnit) {
+        const int64_t n = length - begin < kUnit ? length - begin : kUnit;
+        add_run(x + c0 * p.S + run * length + begin, n, pivot - add_of(b, c0 + run), sums, squares);
+        if (n < kUnit) continue;
+        total.sum += sum(sums), total.squares += sum(squares);
+        sums = squares = broadcast_pack<2>(S(0));
+      }
+    return {total.sum + sum(sums), total.squares + sum(squares)};
+  }
+
+  Stats<S> group_stats(int64_t b, int64_t g, int threads, Totals* partial) const {
+    const T* x = this->sample(p.x, b);
+    const S pivot = pivot_of(x, b, g);
+    parallel_for(blocks(), threads, [&](int64_t i) { partial[i] = block_totals(x, b, g, i, pivot); });
+    Totals total = {0, 0};
+    for (int64_t i = 0; i < blocks(); ++i) total.sum += partial[i].sum, total.squares += partial[i].squares;
+    return finish(b, g, pivot, total);
+  }
+
+  // Channels [c0, c1), at most kChannels; stats from the group of c0 on.
+  void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<T> t;
+    this->terms(b, c0, c1, stats, t);
+    fold(t, c1 - c0);
+    for (int64_t c = c0; c < c1; ++c) {
+      const T* x = this->sample(p.x, b) + c * p.S;
+      T* y = this->sample(p.y, b) + c * p.S;
+      const S center = t.center.v[c - c0], scale = t.rstd.v[c - c0], shift = t.shift.v[c - c0];
+      sweep<T, 4>(p.S, [&](auto at) FD_INLINE {
+        constexpr int n = decltype(at)::kPack;
+        const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
+        at.store(y, activate<kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
+      });
+    }
+  }
+
+  void runs(int threads) const {
+    const int64_t fit = N < kUnit ? kUnit / N : 1, narrow = D < kChannels ? kChannels / D : 1;
+    const int64_t most = fit < narrow ? fit : narrow, batch = most < kGroups ? most : kGroups;
+    const int64_t units = (p.G + batch - 1) / batch;
+    Scratch<Totals> partial(blocks() * (threads > 1 ? p.B * units : 1));
+    if (threads == 1 || p.B * units >= 2 * threads)
+      return parallel_for(p.B * units, threads, [&](int64_t u) {
+        const int64_t b = u / units, g0 = u % units * batch, g1 = g0 + batch < p.G ? g0 + batch : p.G;
+        Totals* mine = partial.data + (threads > 1 ? u * blocks() : 0);
+        Stats<S> stats[kGroups];
+        for (int64_t g = g0; g < g1; ++g) stats[g - g0] = group_stats(b, g, 1, mine);
+        this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
+          apply_runs(b, c0, c1, stats + (c0 / D - g0));
+        });
+      });
+    for (int64_t u = 0; u < p.B * p.G; ++u) {
+      const int64_t b = u / p.G, g = u % p.G, step = block_channels() < kChannels ? block_channels() : kChannels;
+      const Stats<S> stats = group_stats(b, g, threads, partial.data);
+      parallel_for((D + step - 1) / step, threads, [&](int64_t i) {
+        const int64_t c0 = g * D + i * step, c1 = c0 + step < (g + 1) * D ? c0 + step : (g + 1) * D;
+        apply_runs(b, c0, c1, &stats);
+      });
+    }
+  }
+
+  // ---- Columns ----
+
+  int64_t chunk_rows() const {
+    const int64_t n = kChunk / (p.C * repeat);
+    return n < 1 ? 1 : n < kChunkRows ? n : kChunkRows;
+  }
+  int64_t chunks() const { return (rows + chunk_rows() - 1) / chunk_rows(); }
+
+  // Column sums of a block to sums of its groups: add(g, sum).
+  template <class Add>
+  void reduce(const Channels<T>& sums, int64_t c0, int64_t c1, const Add& add) const {
+    S padded[kStep<T> + kChannels + kStep<T>], *column = padded + kStep<T>;
+    sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE { from_columns<T>(at.term(sums.v), column + at.first()); });
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      add(g, sum_of(column + i0 * repeat, (i1 - i0) * repeat));
+    });
+  }
+
+  template <class Body> void each_column_block(const Body& body) const {
+    this->each_block(0, p.C, kChannels / repeat, body);
+  }
+
+  void clear(Channels<T>& sums, int64_t columns) const { fill(sums.v, columns + kStep<T>, S(0)); }
+
+  // Pivots from every eighth row.
+  void find_pivots(int64_t b, S* pivot) const {
+    const int64_t width = p.C * repeat, count = (rows + 7) / 8;
+    for (int64_t g = 0; g < p.G; ++g) pivot[g] = 0;
+    each_column_block([&](int64_t c0, int64_t c1) {
+      Channels<T> sums;
+      clear(sums, (c1 - c0) * repeat);
+      for (int64_t row = 0; row < rows; row += 8) {
+        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
+        sweep<T, 2>((c1 - c0) * repeat,
+                    [&](auto at) FD_INLINE { at.set_term(sums.v, at.term(sums.v) + at.load(x)); });
+      }
+      reduce(sums, c0, c1, [&](int64_t g, S sum) { pivot[g] += sum; });
+      if (p.add)
+        for (int64_t c = c0; c < c1; ++c) pivot[c / D] += S(count * repeat) * add_of(b, c);
+    });
+    for (int64_t g = 0; g < p.G; ++g) pivot[g] /= S(count * repeat * D);
+  }
+
+  void chunk_totals(int64_t b, int64_t chunk, const S* pivot, Totals* totals) const {
+    const int64_t width = p.C * repeat, row0 = chunk * chunk_rows();
+    const int64_t row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
+    for (int64_t g = 0; g < p.G; ++g) totals[g] = {0, 0};
+    each_column_block([&](int64_t c0, int64_t c1) {
+      Channels<T> center, sums, squares;
+      this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) { fill(center.v + i0, i1 - i0, pivot[g]); });
+      if (p.add)
+        for (int64_t c = c0; c < c1; ++c) center.v[c - c0] -= add_of(b, c);
+      this->spread(center, c1 - c0);
+      clear(sums, (c1 - c0) * repeat);
+      clear(squares, (c1 - c0) * repeat);
+      for (int64_t row = row0; row < row1; ++row) {
+        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
+        sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
+          const PackOf<T, 2> d = at.load(x) - at.term(center.v);
+          at.set_term(sums.v, at.term(sums.v) + d);
+          at.set_term(squares.v, madd(d, d, at.term(squares.v)));
+        });
+      }
+      reduce(sums, c0, c1, [&](int64_t g, S sum) { totals[g].sum += sum; });
+      reduce(squares, c0, c1, [&](int64_t g, S sum) { totals[g].squares += sum; });
+    });
+  }
+
+  void apply_chunk(int64_t b, int64_t chunk, const Stats<S>* stats) const {
+    const int64_t width = p.C * repeat, row0 = chunk * chunk_rows();
+    const int64_t row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
+    each_column_block([&](int64_t c0, int64_t c1) {
+      Terms<T> t;
+      this->terms(b, c0, c1, stats + c0 / D, t);
+      fold(t, c1 - c0);
+      this->spread(t.center, c1 - c0);
+      this->spread(t.rstd, c1 - c0);
+      this->spread(t.shift, c1 - c0);
+      for (int64_t row = row0; row < row1; ++row) {
+        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
+        T* y = this->sample(p.y, b) + row * width + c0 * repeat;
+        sweep<T, 4>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
+          const auto h = madd(at.load(x) - at.term(t.center.v), at.term(t.rstd.v), at.term(t.shift.v));
+          at.store(y, activate<kSilu>(h));
+        });
+      }
+    });
+  }
+
+  void columns(int threads) const {
+    const bool by_sample = p.B >= threads;
+    Scratch<Totals> totals(p.B * chunks() * p.G);
+    Scratch<Stats<S>> stats(p.B * p.G);
+    Scratch<S> pivots(p.B * p.G);
+    parallel_for(p.B, by_sample ? threads : 1, [&](int64_t b) {
+      const int inner = by_sample ? 1 : threads;
+      Totals* const total = totals.data + b * chunks() * p.G;
+      find_pivots(b, pivots.data + b * p.G);
+      parallel_for(chunks(), inner, [&](int64_t i) { chunk_totals(b, i, pivots.data + b * p.G, total + i * p.G); });
+      for (int64_t g = 0; g < p.G; ++g) {
+        for (int64_t i = 1; i < chunks(); ++i)
+          total[g].sum += total[i * p.G + g].sum, total[g].squares += total[i * p.G + g].squares;
+        stats.data[b * p.G + g] = finish(b, g, pivots.data[b * p.G + g], total[g]);
+      }
+      parallel_for(chunks(), inner, [&](int64_t i) { apply_chunk(b, i, stats.data + b * p.G); });
+    });
+  }
+
+  void run() const {
+    const int threads = useful_threads(p.B * p.C * p.S, p.num_threads);
+    this->by_columns ? columns(threads) : runs(threads);
+  }
+};
+
+template <class T> void forward(const GroupNormSiluParams& p) {
+  p.silu ? Forward<T, true>(p).run() : Forward<T, false>(p).run();
+}
+
+}  // namespace
+
+Status group_norm_silu(const GroupNormSiluParams& p) {
+  if (p.B == 0 || p.C == 0 || p.S == 0) return {};
+  switch (p.dtype) {
+    case kF32: forward<float>(p); return {};
+    case kF16: forward<half_t>(p); return {};
+    case kBF16: forward<bfloat16_t>(p); return {};
+    case kF64: forward<double>(p); return {};
+  }
+  return {kUnsupported, 0, p.dtype};
+}
+
+}  // namespace FD_LEVEL
+}  // namespace fastdiff

@@ -1,0 +1,39 @@
+// The CPU half's table: one entry per op, one table per SIMD level, filled at load (dispatch.cpp).
+//
+// Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512 | avx2 | baseline and the level's -m flags, and
+// defines its functions in namespace fastdiff::FD_LEVEL. No standard-library template may be instantiated in such a file:
+// the linker would merge an AVX-512 copy into the baseline.
+#pragma once
+#include "../params.h"
+
+#define FD_DECLARE_LEVEL(level)                                                \
+  namespace level {                                                            \
+  Status normal(const NormalParams& p);                                        \
+  Status q_sample(const QSampleParams& p);                                     \
+  Status reverse_step(const ReverseStepParams& p);                             \
+  Status group_norm_silu(const GroupNormSiluParams& p);                        \
+  Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p);       \
+  }
+
+namespace fastdiff {
+
+FD_DECLARE_LEVEL(avx512)
+FD_DECLARE_LEVEL(avx2)
+FD_DECLARE_LEVEL(baseline)
+
+struct Kernels {
+  const char* level;
+  Status (*normal)(const NormalParams&);
+  Status (*q_sample)(const QSampleParams&);
+  Status (*reverse_step)(const ReverseStepParams&);
+  Status (*group_norm_silu)(const GroupNormSiluParams&);
+  Status (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&);
+};
+
+// The table in use: the widest level this processor has, or the one FASTDIFF_SIMD names.
+const Kernels& kernels();
+
+// Switch level; returns NULL, or the reason why this build or processor cannot run it.
+const char* set_simd_level(const char* level);
+
+}  // namespace fastdiff

@@ -1,0 +1,214 @@
+// Float vectors of one SIMD level. The level is fixed by the -m flags of the object; FD_LEVEL names it.
+//
+// Arithmetic is GCC's vector extension (+ - * / and comparisons act per lane); what it lacks is below. Fused multiply-add
+// is always asked for by madd, never left to the compiler (-ffp-contract=off), so that a masked tail, which runs the same
+// functions on padded lanes, gives the same bits as the main loop.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "../dtype.h"
+
+#define FD_SIMD static inline __attribute__((always_inline, unused))
+
+namespace fastdiff {
+namespace FD_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float vfloat __attribute__((vector_size(4 * kWidth)));
+typedef int32_t vint __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
+
+FD_SIMD vfloat set1(float v) { return v - vfloat{}; }
+FD_SIMD vuint set1u(uint32_t v) { return v - vuint{}; }
+
+FD_SIMD vfloat load(const float* p) { vfloat v; memcpy(&v, p, sizeof v); return v; }
+FD_SIMD void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }
+
+FD_SIMD vfloat as_float(vuint v) { return (vfloat)v; }
+FD_SIMD vuint as_uint(vfloat v) { return (vuint)v; }
+FD_SIMD vfloat int_to_float(vint v) { return __builtin_convertvector(v, vfloat); }
+
+// a * b + c, rounded once where the level has the instruction (the x86-64 baseline rounds twice).
+FD_SIMD vfloat madd(vfloat a, vfloat b, vfloat c) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// Scalar twin of madd, with the same rounding at each level.
+FD_SIMD float madd(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+FD_SIMD double madd(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+FD_SIMD vfloat sqrt(vfloat v) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_sqrt_ps((__m256)v);
+#elif defined(__x86_64__)
+  return (vfloat)_mm_sqrt_ps((__m128)v);
+#elif defined(__aarch64__)
+  return (vfloat)vsqrtq_f32((float32x4_t)v);
+#else
+  vfloat r;
+  for (int i = 0; i < kWidth; ++i) r[i] = __builtin_sqrtf(v[i]);
+  return r;
+#endif
+}
+
+// if_true where condition's lanes are all ones.
+FD_SIMD vfloat select(vint condition, vfloat if_true, vfloat if_false) { return condition ? if_true : if_false; }
+
+// v limited to [-bound, bound]; NaN passes.
+FD_SIMD vfloat clip(vfloat v, vfloat bound) {
+  v = v > bound ? bound : v;
+  return v < -bound ? -bound : v;
+}
+
+// v limited to [low, high]; of a NaN, anything.
+FD_SIMD vfloat limit(vfloat v, float low, float high) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_min_ps(_mm512_max_ps((__m512)v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_min_ps(_mm256_max_ps((__m256)v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+#elif defined(__x86_64__)
+  return (vfloat)_mm_min_ps(_mm_max_ps((__m128)v, _mm_set1_ps(low)), _mm_set1_ps(high));
+#else
+  v = v < low ? set1(low) : v;
+  return v > high ? set1(high) : v;
+#endif
+}
+
+// Lane sum in a fixed order: halves are folded together.
+FD_SIMD float sum(vfloat v) {
+  float lane[kWidth];
+  store(lane, v);
+  for (int half = kWidth / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// exp(v) within 1 ulp for v in [-87, 88]; saturates to a tiny normal number and to inf outside; NaN passes.
+FD_SIMD vfloat exp(vfloat v) {
+  const vfloat limited = v < -87.0f ? set1(-87.0f) : v;
+  const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
+  const vfloat shifted = madd(limited, set1(1.44269504088896341f), magic);
+  const vfloat n = shifted - magic;
+  vfloat r = madd(n, set1(-0.693145751953125f), limited);              // Cody-Waite: ln 2 = high + low
+  r = madd(n, set1(-1.42860682030941723212e-6f), r);
+  vfloat p = set1(1.0f / 5040);
+  p = madd(p, r, set1(1.0f / 720));
+  p = madd(p, r, set1(1.0f / 120));
+  p = madd(p, r, set1(1.0f / 24));
+  p = madd(p, r, set1(1.0f / 6));
+  p = madd(p, r, set1(0.5f));
+  p = madd(p * r, r, r) + 1.0f;
+  // 2^n in two factors, so that n = 128 gives inf only where the product overflows.
+  const vint i = (vint)as_uint(shifted) - 0x4b400000;
+  const vint low = i >> 1, high = i - low;
+  const vfloat y = p * (vfloat)((low + 127) << 23) * (vfloat)((high + 127) << 23);
+  const vfloat big = v > 89.0f ? set1(__builtin_inff()) : y;
+  return v == v ? big : v;
+}
+
+// v rounded to nearest even at bit 16, in the upper half of each lane; the lower half is left over. NaN stays NaN.
+FD_SIMD vuint round_to_bfloat16(vfloat v) {
+  const vuint u = as_uint(v);
+  return (u + 0x7fffu + (u >> 16 & 1u)) | (vuint)(v != v);
+}
+
+// Dtype-converting access to kWidth consecutive elements.
+FD_SIMD vfloat load(const bfloat16_t* p) {
+  typedef uint16_t vhalf __attribute__((vector_size(2 * kWidth)));
+  vhalf h;
+  memcpy(&h, p, sizeof h);
+  return as_float(__builtin_convertvector(h, vuint) << 16);
+}
+
+FD_SIMD void store(bfloat16_t* p, vfloat v) {
+  typedef uint16_t vhalf __attribute__((vector_size(2 * kWidth)));
+  const vuint u = as_uint(v);
+  const vuint rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  const vuint nan = u >> 16 | 0x40u;
+  const vhalf h = __builtin_convertvector((vuint)(v == v ? rounded : nan), vhalf);
+  memcpy(p, &h, sizeof h);
+}
+
+FD_SIMD vfloat load(const half_t* p) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  vfloat v;
+  for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+FD_SIMD void store(half_t* p, vfloat v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kWidth; ++i) p[i] = to_half(v[i]);
+#endif
+}
+
+FD_SIMD vfloat load(const uint8_t* p) {
+  typedef uint8_t vbyte __attribute__((vector_size(kWidth)));
+  vbyte b;
+  memcpy(&b, p, sizeof b);
+  return int_to_float(__builtin_convertvector(b, vint));
+}
+
+// The first n < kWidth elements, other lanes 0; the same values as a full load.
+template <class T>
+FD_SIMD vfloat load_first(const T* p, int n) {
+  T padded[kWidth] = {};
+  memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+FD_SIMD void store_first(T* p, vfloat v, int n) {
+  T padded[kWidth];
+  store(padded, v);
+  memcpy(p, padded, n * sizeof(T));
+}
+
+}  // namespace FD_LEVEL
+}  // namespace fastdiff

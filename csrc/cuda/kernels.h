@@ -1,0 +1,27 @@
+// The CUDA half's functions: the same params as cpu/kernels.h with device pointers. Nothing here synchronises or reads a
+// device value on the host; an out-of-range t or row makes that sample NaN.
+#pragma once
+#include "../params.h"
+
+namespace fastdiff {
+namespace cuda {
+
+struct Place {
+  int device;     // ordinal; the call makes it current for its duration
+  void* stream;   // cudaStream_t
+};
+
+Status normal(const NormalParams& p, Place place);
+Status q_sample(const QSampleParams& p, Place place);
+Status reverse_step(const ReverseStepParams& p, Place place);
+Status group_norm_silu(const GroupNormSiluParams& p, Place place);
+Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p, Place place);
+
+// cudaGetErrorString of Status::value.
+const char* error_string(int64_t error);
+
+// Compute capability of a device as 10 * major + minor, or a negative cudaError_t.
+int device_arch(int device);
+
+}  // namespace cuda
+}  // namespace fastdiff

@@ -1,0 +1,5 @@
+"""The Triton backend: one file per op. Importing this package imports Triton."""
+
+from .normal import normal
+
+__all__ = ["normal"]
