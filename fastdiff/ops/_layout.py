@@ -1,0 +1,49 @@
+"""Memory layouts: backends are given dense tensors, channels first or channels last; whatever else comes is copied here."""
+
+import torch
+
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_channels_last(tensor):
+    """Whether [B, C, *] lies in memory as a dense [B, *, C]."""
+    memory_format = _FORMATS.get(tensor.dim())
+    if memory_format is not None:
+        return tensor.is_contiguous(memory_format=memory_format)
+    return tensor.movedim(1, -1).is_contiguous()
+
+
+def addressed_last(tensor):
+    """How backends address a dense tensor: as channels last only where it is not also contiguous."""
+    return not tensor.is_contiguous()
+
+
+def dense(tensor):
+    """The tensor, or a contiguous copy where it lies in neither layout."""
+    if tensor is None or tensor.is_contiguous() or is_channels_last(tensor):
+        return tensor
+    return tensor.contiguous()
+
+
+def in_layout(tensor, last):
+    """The tensor, or a copy in the layout asked for."""
+    if tensor is None:
+        return None
+    if not last:
+        return tensor.contiguous()
+    return tensor if is_channels_last(tensor) else tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def empty(shape, last, dtype, device):
+    """A new [B, C, *] tensor in the layout asked for."""
+    if not last:
+        return torch.empty(shape, dtype=dtype, device=device)
+    B, C, *spatial = shape
+    return torch.empty((B, *spatial, C), dtype=dtype, device=device).movedim(-1, 1)
+
+
+def wants_last(memory_format, source=None):
+    """Whether an output of this memory format (torch.preserve_format: that of `source`) is channels last."""
+    if memory_format == torch.preserve_format:
+        return source is not None and not source.is_contiguous() and is_channels_last(source)
+    return memory_format in (torch.channels_last, torch.channels_last_3d)

@@ -1,0 +1,187 @@
+"""Contract of `group_norm_silu` and of its gradient."""
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from . import _check, _dispatch, _layout
+
+_LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
+_LIBRARY.define(
+    "group_norm_silu(Tensor x, Tensor? weight, Tensor? bias, Tensor? add, Tensor? scale, Tensor? shift, int groups,"
+    " float eps, bool silu, str backend) -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? add,"
+    " Tensor? scale, Tensor? shift, int groups, bool silu, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def group_norm_silu(x, groups, weight=None, bias=None, *, eps=1e-5, add=None, scale=None, shift=None, silu=True):
+    """y = act((x + add - mean) / sqrt(var + eps) * weight + bias) * (1 + scale) + shift), act = SiLU or the identity.
+
+    mean and the population variance are of x + add, over each sample's group of C / groups channels.
+
+    Args:
+        x: [B, C, *], any floating dtype, any strides; y has x's strides where x is dense, else it is contiguous.
+        groups: int that divides C.
+        weight, bias: [C], float32 or x's dtype.
+        add, scale, shift: [B, C], floating, any strides.
+        silu: h * sigmoid(h) at the end, or nothing.
+
+    Returns y, like x. Arithmetic and statistics are float32 (float64 for float64), the variance two-pass or Welford's,
+    rounded once. Differentiable once in x, weight, bias, add, scale and shift, each gradient in its input's dtype.
+    Raises ValueError or TypeError that names the argument.
+    Source: Wu and He, "Group normalization", 2018; scale and shift as in Dhariwal and Nichol 2021 (AdaGN).
+    """
+    _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift)
+    tensors = (x, weight, bias, add, scale, shift)
+    backend = _dispatch.requested()
+    if not _dispatch.eager(*tensors):
+        return torch.ops.fastdiff.group_norm_silu(*tensors, groups, eps, silu, backend)[0]
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
+        return _GroupNormSilu.apply(*tensors, groups, eps, silu, backend)
+    return _group_norm_silu(*tensors, groups, eps, silu, backend)[0]
+
+
+def _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift):
+    _check.image("x", x)
+    B, C = x.shape[:2]
+    device = x.device
+    if type(groups) is not int or groups < 1 or C % groups:
+        raise ValueError(f"groups must be a positive int that divides C = {C}, got {groups}")
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            _check.floating(name, value, (C,), device)
+            if value.dtype is not torch.float32 and value.dtype is not x.dtype:
+                raise ValueError(f"{name} must be float32 or x's {x.dtype}, got {value.dtype}")
+    if weight is not None and bias is not None and weight.dtype is not bias.dtype:
+        raise ValueError(f"bias must be of weight's dtype {weight.dtype}, got {bias.dtype}")
+    if add is not None:
+        _check.floating("add", add, (B, C), device)
+    if scale is not None:
+        _check.floating("scale", scale, (B, C), device)
+    if shift is not None:
+        _check.floating("shift", shift, (B, C), device)
+    _check.no_tangent("group_norm_silu", {"x": x, "weight": weight, "bias": bias, "add": add, "scale": scale, "shift": shift})
+
+
+def _rows(value):
+    """[B, C] with unit channel stride and any row stride."""
+    return value if value is None or value.stride(1) == 1 or value.shape[1] == 1 else value.contiguous()
+
+
+def _vector(value):
+    return value if value is None else value.contiguous()
+
+
+def _in_layout_of(result, like):
+    """The result with the strides of `like` where those are dense."""
+    other = torch.empty_like(like)
+    return result if other.stride() == result.stride() else other.copy_(result)
+
+
+def _group_norm_silu(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
+    dense = _layout.dense(x)
+    y = torch.empty_like(dense)
+    statistics = torch.float64 if x.dtype is torch.float64 else torch.float32
+    mean = x.new_empty((x.shape[0], groups), dtype=statistics)
+    rstd = torch.empty_like(mean)
+    _dispatch.run(
+        "group_norm_silu", backend, x,
+        dense, _vector(weight), _vector(bias), groups, eps, _rows(add), _rows(scale), _rows(shift), silu, y, mean, rstd,
+    )  # fmt: skip
+    return y if dense is x else _in_layout_of(y, x), mean, rstd
+
+
+def _group_norm_silu_backward(
+    grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend
+):
+    dense = _layout.dense(x)
+    grad_y = _layout.in_layout(grad_y.to(x.dtype), _layout.addressed_last(dense))
+    inputs = (dense, weight, bias, add, scale, shift)
+    gradients = [_gradient(value, need) for value, need in zip(inputs, needs, strict=True)]
+    _dispatch.run(
+        "group_norm_silu_backward", backend, x,
+        grad_y, dense, mean, rstd, _vector(weight), _vector(bias), groups, _rows(add), _rows(scale), _rows(shift), silu,
+        *gradients,
+    )  # fmt: skip
+    if dense is not x and gradients[0] is not None:
+        gradients[0] = _in_layout_of(gradients[0], x)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _gradient(value, needed):
+    """Where the gradient of an input goes: [B, C] and [C] ones are contiguous."""
+    if not needed:
+        return None
+    return torch.empty_like(value) if value.dim() > 2 else torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+def _fake(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
+    statistics = torch.float64 if x.dtype is torch.float64 else torch.float32
+    shape = (x.shape[0], groups)
+    return torch.empty_like(x), x.new_empty(shape, dtype=statistics), x.new_empty(shape, dtype=statistics)
+
+
+def _fake_backward(grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend):
+    inputs = (x, weight, bias, add, scale, shift)
+    gradients = (_gradient(value, need) for value, need in zip(inputs, needs, strict=True))
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+class _GroupNormSilu(torch.autograd.Function):
+    """The eager path's gradient; the dispatcher's is registered below."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, add, scale, shift, groups, eps, silu, backend):
+        y, mean, rstd = _group_norm_silu(x, weight, bias, add, scale, shift, groups, eps, silu, backend)
+        ctx.save_for_backward(x, weight, bias, add, scale, shift, mean, rstd)
+        ctx.options = groups, silu, backend
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, weight, bias, add, scale, shift, mean, rstd = ctx.saved_tensors
+        groups, silu, backend = ctx.options
+        needs = ctx.needs_input_grad[:6]
+        gradients = _group_norm_silu_backward(
+            grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend
+        )
+        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, groups, _, silu, backend = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(*tensors, mean, rstd)
+    ctx.options = groups, silu, backend
+
+
+def _backward(ctx, grad_y, grad_mean, grad_rstd):
+    *tensors, mean, rstd = ctx.saved_tensors
+    x, weight, bias, add, scale, shift = tensors
+    groups, silu, backend = ctx.options
+    needs = [bool(need) for need in ctx.needs_input_grad[:6]]
+    gradients = torch.ops.fastdiff.group_norm_silu_backward(
+        grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend
+    )
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4
+
+
+def _no_double_backward(ctx, *gradients):
+    raise NotImplementedError("group_norm_silu is differentiable once: its gradient has no gradient")
+
+
+_LIBRARY.impl("group_norm_silu", _group_norm_silu, "CompositeExplicitAutograd")
+_LIBRARY.impl("group_norm_silu_backward", _group_norm_silu_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fastdiff::group_norm_silu", _fake, lib=_LIBRARY)
+torch.library.register_fake("fastdiff::group_norm_silu_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("fastdiff::group_norm_silu", _backward, setup_context=_setup_context, lib=_LIBRARY)
+torch.library.register_autograd("fastdiff::group_norm_silu_backward", _no_double_backward, lib=_LIBRARY)

@@ -1,0 +1,71 @@
+"""The backends that can run here, and memory that shows what a kernel forgot to write."""
+
+import contextlib
+import importlib.util
+import os
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff.ops import native
+
+LEVELS = ("avx512", "avx2", "baseline")
+
+
+def pytest_configure(config):
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        from tests.ops import triton_interpreter
+
+        triton_interpreter.install()
+
+
+@contextlib.contextmanager
+def running_on(name):
+    """Ops run on the named backend, "cpu-<level>" being the C++ kernels at that SIMD level."""
+    backend, _, level = name.partition("-")
+    if level:
+        try:
+            native.set_simd_level(level)
+        except (ValueError, AttributeError) as error:
+            pytest.skip(f"{name}: {error}")
+    try:
+        with fastdiff.use_backend(backend):
+            yield
+    finally:
+        if level:
+            native.set_simd_level("auto")
+
+
+def device_of(backend):
+    return torch.device("cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu")
+
+
+BACKENDS = [
+    "reference",
+    *(f"cpu-{level}" for level in LEVELS),
+    "triton",
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Name of the backend that runs every op of the test."""
+    if request.param == "triton" and not importlib.util.find_spec("triton"):
+        pytest.skip("triton is not installed")
+    with running_on(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    return device_of(backend)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN, so that an output not wholly written is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
