@@ -10,6 +10,7 @@ import torch
 import fastdiff
 from fastdiff.ops import native
 
+SAMPLE = {"odd and not square", "odd width, last block discards lanes", "1x1"}  # cases that run in 16 bits everywhere
 LEVELS = ("avx512", "avx2", "baseline")
 
 
@@ -18,6 +19,16 @@ def pytest_configure(config):
         from tests.ops import triton_interpreter
 
         triton_interpreter.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Triton's interpreter takes a second for what takes others a millisecond: most of its 16-bit matrix is `slow`."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        narrow = any(parameters.get(name, torch.float32) is not torch.float32 for name in ("dtype", "model_dtype"))
+        if parameters.get("backend") == "triton" and narrow and not set(item.callspec.id.split("-")) & SAMPLE:
+            item.add_marker(pytest.mark.slow)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ def scaled(x_start, offset, inside):
     """x_start as float32; uint8 scaled to [-1, 1]."""
     value = read(x_start, offset, inside)
     if x_start.dtype.element_ty == tl.uint8:
-        value = tl.fma(value, 1 / 127.5, -1.0)
+        value = (2.0 * value - 255.0) * (1 / 255)  # exact before the product: no cancellation near 0
     return value
 
 
@@ -64,4 +64,4 @@ def q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, x_t
     tiles = plan_tiles(x_t, any(layouts.values()), draws=noise is None)
     with device_of(x_t):
         q_sample_kernel[tiles.grid](x_start, t, alpha, sigma, noise, rng, sample_ids, flip, x_t, noise_out,
-                                    W=x_t.shape[-1], T=alpha.numel(), stream=stream, **layouts, **tiles.arguments)
+                                    W=x_t.shape[-1] if x_t.dim() > 2 else 1, T=alpha.numel(), stream=stream, **layouts, **tiles.arguments)
