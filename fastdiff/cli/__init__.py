@@ -1,7 +1,7 @@
 """The command line: one module per command, imported when it is used.
 
-A command's module has `add_arguments(parser)` and `main(arguments)`, which returns the exit status or None; its docstring
-is its help. What a user can get wrong (ValueError, OSError and the like) becomes one line and status 2.
+A command's module has `add_arguments(parser)` and `main(arguments)`, which returns the exit status or None; its
+docstring is its help. What a user can get wrong (ValueError, OSError and the like) becomes one line and status 2.
 """
 
 import argparse

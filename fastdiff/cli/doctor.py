@@ -119,8 +119,9 @@ def build_lines(build, simd):
     yield f"C++ kernels   {build['compiler'] or 'none: ' + reasons['cpu']}"
     if build["compiler"]:
         yield f"  threads     {'those of torch' if build['openmp'] else 'one: ' + reasons['openmp']}"
-        available = f"{simd['level']}, of {', '.join(simd['available'])} here and {', '.join(build['simd_levels'])} built"
-        yield f"  SIMD        {available if simd['level'] else 'none: ' + simd['reason']}"
+        yield f"  SIMD        {simd['level'] or 'none: ' + simd['reason']}"
+        yield f"    built     {', '.join(build['simd_levels'])}"
+        yield f"    run here  {', '.join(simd['available']) or 'none'}"
     if build["nvcc"]:
         archs = ", ".join(f"sm_{arch}" for arch in build["cuda_archs"])
         yield f"CUDA kernels  nvcc {build['nvcc']}: {archs}, and PTX of the last"

@@ -52,7 +52,7 @@ def _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift):
     device = x.device
     if type(groups) is not int or groups < 1 or C % groups:
         raise ValueError(f"groups must be a positive int that divides C = {C}, got {groups}")
-    if not (eps >= 0 and math.isfinite(eps)):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:

@@ -200,7 +200,7 @@ _VARIANCES = {"fixed_small": _fixed_small, "fixed_large": _fixed_large}
 
 def _checked_betas(betas):
     try:
-        betas = torch.as_tensor(betas).detach().to("cpu", torch.float64, copy=True)
+        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"betas must be an array of numbers, got {type(betas).__name__}") from error
     if betas.dim() != 1 or len(betas) == 0:

@@ -24,11 +24,11 @@ class Plan:
     """
 
     def __init__(self, time, *, call=True, **columns):
-        time = torch.as_tensor(time).detach().cpu()
-        if time.dim() != 1 or len(time) == 0 or not torch.isfinite(time).all():
-            raise ValueError(f"time must be [S] finite numbers with S at least 1, got {time.tolist()}")
-        S = len(time)
-        self.time = time.to(torch.float64 if time.is_floating_point() else torch.int64)
+        dtype = torch.float64 if torch.as_tensor(time).is_floating_point() else torch.int64
+        self.time = torch.as_tensor(time, dtype=dtype, device="cpu").detach().clone()
+        if self.time.dim() != 1 or len(self.time) == 0 or not torch.isfinite(self.time).all():
+            raise ValueError(f"time must be [S] finite numbers with S at least 1, got {self.time.tolist()}")
+        S = len(self.time)
         self.call = (call,) * S if isinstance(call, bool) else tuple(map(bool, call))
         if len(self.call) != S:
             raise ValueError(f"call must be a bool or {S} of them, got {len(self.call)}")
@@ -82,7 +82,7 @@ class Plan:
 
 def _column(name, value, S):
     try:
-        value = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number or {S} of them, got {type(value).__name__}") from error
     if value.shape not in ((), (S,)):
