@@ -1,0 +1,50 @@
+"""GroupNorm and SiLU, 32 groups, forward and backward."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastdiff import ops
+
+from .conftest import provided
+
+SHAPES = [(8, 128, 32, 32), (8, 256, 16, 16), (1, 128, 32, 32), (8, 256, 8, 8), (8, 512, 4, 4)]
+KINDS = {
+    "float32 contiguous": (torch.float32, torch.contiguous_format),
+    "bfloat16 channels_last": (torch.bfloat16, torch.channels_last),
+}
+
+
+def make(device, shape, kind, groups=32):
+    """x, weight, bias."""
+    dtype, memory_format = KINDS[kind]
+    x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=memory_format)
+    weight, bias = (torch.randn(shape[1], device=device, dtype=dtype) for _ in range(2))
+    return x, weight, bias, min(groups, shape[1])
+
+
+def functions(provider, groups):
+    if provider == "fastdiff":
+        return lambda x, weight, bias: ops.group_norm_silu(x, groups, weight, bias)
+    return provided(provider, lambda x, weight, bias: F.silu(F.group_norm(x, groups, weight, bias)))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff"])
+def test_forward(measure, device, provider, kind, shape):
+    x, weight, bias, groups = make(device, shape, kind, 32 if shape[1] > 3 else 1)
+    function = functions(provider, groups)
+    with torch.no_grad():
+        measure(f"group_norm_silu {list(shape)} {kind}", provider, lambda: function(x, weight, bias))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff"])
+def test_backward(measure, device, provider, kind, shape):
+    leaves = [value.requires_grad_() for value in (arguments := make(device, shape, kind))[:3]]
+    y = functions(provider, arguments[3])(*leaves)
+    grad_y = torch.randn_like(y)
+    measure(f"group_norm_silu backward {list(shape)} {kind}", provider,
+            lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True))  # fmt: skip
