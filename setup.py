@@ -60,7 +60,8 @@ class Cxx:
 
     @property
     def flags(self):
-        return CXX_FLAGS + " -fopenmp" * self.openmp + " -DFD_X86" * (self.machine == "x86_64")
+        own = " -fopenmp" if self.openmp else " -Wno-unknown-warning-option"
+        return CXX_FLAGS + own + " -DFD_X86" * (self.machine == "x86_64")
 
 
 @dataclass

@@ -12,20 +12,34 @@
 #define FD_SPACE cuda
 #endif
 
+// nvcc's host pass knows neither pragma.
+#if defined(__CUDA_ARCH__) || defined(__clang__)
+#define FD_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define FD_UNROLL
+#else
+#define FD_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 namespace fastdiff {
 namespace FD_SPACE {
 
-#ifndef FD_LEVEL
+#ifdef FD_LEVEL
+FD_FN float sqrt(float v) { return __builtin_sqrtf(v); }
+FD_FN float exp(float v) { return __builtin_expf(v); }
+FD_FN double exp(double v) { return __builtin_exp(v); }
+#else
 // a * b + c, rounded once.
 FD_FN float madd(float a, float b, float c) { return ::fmaf(a, b, c); }
 FD_FN double madd(double a, double b, double c) { return ::fma(a, b, c); }
-#endif
 
 FD_FN float sqrt(float v) { return ::sqrtf(v); }
 FD_FN float exp(float v) { return ::expf(v); }
 FD_FN double exp(double v) { return ::exp(v); }
+#endif
 
-FD_FN float select(bool condition, float if_true, float if_false) { return condition ? if_true : if_false; }
+// if_set where the highest bit is.
+FD_FN float select(uint32_t bits, float if_set, float if_clear) { return bits >> 31 ? if_set : if_clear; }
 
 // v limited to [-bound, bound]; NaN passes.
 FD_FN float clip(float v, float bound) { return v > bound ? bound : v < -bound ? -bound : v; }
@@ -37,8 +51,12 @@ FD_FN float int_to_float(int32_t v) { return float(v); }
 FD_FN int32_t as_int(uint32_t v) { return int32_t(v); }
 FD_FN float uint_to_float(uint32_t v) { return float(v); }
 
-// Product of the low 32 bits of a and b.
-FD_FN uint64_t multiply(uint64_t a, uint32_t b) { return uint64_t(uint32_t(a)) * b; }
+// a * b as two words.
+FD_FN void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  const uint64_t product = uint64_t(a) * b;
+  high = uint32_t(product >> 32);
+  low = uint32_t(product);
+}
 
 }  // namespace FD_SPACE
 }  // namespace fastdiff

@@ -1,9 +1,13 @@
-// fastdiff._C: positional addresses and extents in, None or a status (code, where, value) out. The only file that knows
-// Python. Each op takes (device, stream, fields of its params struct in order); device -1 is the CPU.
+// fastdiff._C: tensors in, None or a status (code, where, value) out. The only file that knows Python.
+//
+// Tensors are read through their Python attributes (data_ptr(), dtype, shape, ...), so that no torch header is needed; doing
+// so here rather than in Python takes a third of the time, which is most of a call on a small tensor. For the same reason the
+// ops are plain vectorcall functions: pybind11's argument casters cost a microsecond for twenty arguments. Each op takes
+// (device, stream, threads) and then the arguments of the backend contract; device -1 is the CPU.
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <string>
-#include <type_traits>
 
 #include "cpu/kernels.h"
 #ifdef FD_CUDA
@@ -18,94 +22,308 @@ namespace py = pybind11;
 namespace fastdiff {
 namespace {
 
-// A params field from a Python number: pointers come as addresses.
-template <class Field>
-struct Argument {
-  using type = std::conditional_t<std::is_pointer<Field>::value, uintptr_t, Field>;
-  static Field get(type value) {
-    if constexpr (std::is_pointer<Field>::value) return reinterpret_cast<Field>(value);
-    else return value;
+// ---- Tensors ----
+
+struct Names {
+  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+  PyObject* dtype = PyUnicode_InternFromString("dtype");
+  PyObject* device = PyUnicode_InternFromString("device");
+  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* stride = PyUnicode_InternFromString("stride");
+};
+
+const Names& names() {
+  static const Names names;
+  return names;
+}
+
+py::object owned(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// torch's dtype objects, in the order of enum Dtype, and torch.bool, which is a byte.
+constexpr int kDtypes = 6;
+PyObject* dtypes[kDtypes] = {};
+
+void set_dtypes(const py::tuple& objects) {
+  for (int i = 0; i < kDtypes; ++i) dtypes[i] = py::object(objects[i]).release().ptr();
+}
+
+struct Tensor {
+  void* data = nullptr;
+  py::handle object;
+
+  explicit Tensor(py::handle tensor) : object(tensor) {
+    if (tensor.is_none()) return;
+    data = PyLong_AsVoidPtr(owned(PyObject_CallMethodNoArgs(tensor.ptr(), names().data_ptr)).ptr());
+    if (PyErr_Occurred()) throw py::error_already_set();
   }
+
+  explicit operator bool() const { return !object.is_none(); }
+  operator void*() const { return data; }
+  template <class T> operator const T*() const { return static_cast<const T*>(data); }
+
+  int32_t dtype() const {
+    if (!*this) return 0;
+    const py::object found = owned(PyObject_GetAttr(object.ptr(), names().dtype));
+    for (int32_t i = 0; i < kDtypes; ++i)
+      if (found.ptr() == dtypes[i]) return i < kDtypes - 1 ? i : int32_t(kU8);
+    throw py::type_error("unknown dtype " + std::string(py::str(found)));
+  }
+
+  // Dense tensors only: what is not contiguous is channels last.
+  int32_t layout() const {
+    if (!*this) return kChannelsFirst;
+    return owned(PyObject_CallMethodNoArgs(object.ptr(), names().is_contiguous)).ptr() == Py_True ? kChannelsFirst
+                                                                                                  : kChannelsLast;
+  }
+
+  int64_t row_stride() const {
+    if (!*this) return 0;
+    return py::cast<int64_t>(py::tuple(owned(PyObject_CallMethodNoArgs(object.ptr(), names().stride)))[0]);
+  }
+};
+
+struct Shape {
+  py::object tuple;
+  explicit Shape(const Tensor& tensor) : tuple(owned(PyObject_GetAttr(tensor.object.ptr(), names().shape))) {}
+  int64_t rank() const { return PyTuple_GET_SIZE(tuple.ptr()); }
+  int64_t operator[](int64_t i) const { return PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i)); }
+  int64_t product(int64_t begin, int64_t end) const {
+    int64_t count = 1;
+    for (int64_t i = begin; i < end; ++i) count *= (*this)[i];
+    return count;
+  }
+  int64_t positions() const { return product(2, rank()); }
+};
+
+// ---- Calls ----
+
+// Positional arguments, read one after the other.
+class Arguments {
+ public:
+  Arguments(PyObject* const* begin, Py_ssize_t count) : next_(begin), end_(begin + count) {}
+
+  py::handle object() {
+    if (next_ == end_) throw py::type_error("too few arguments");
+    return *next_++;
+  }
+  Tensor tensor() { return Tensor(object()); }
+  int64_t integer() {
+    const int64_t value = PyLong_AsLongLong(object().ptr());
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+  double number() { return PyFloat_AsDouble(object().ptr()); }
+  bool truth() { return PyObject_IsTrue(object().ptr()) == 1; }
+  bool more() const { return next_ != end_; }
+
+ private:
+  PyObject* const* next_;
+  PyObject* const* end_;
+};
+
+struct Call {
+  int device;
+  uintptr_t stream;
+  int threads;
+
+  explicit Call(Arguments& a) : device(int(a.integer())), stream(uintptr_t(a.integer())), threads(int(a.integer())) {}
 };
 
 // Below this many elements a kernel is over before another thread could take the GIL.
 constexpr int64_t kLarge = 1 << 15;
 
-py::object result(const Status& status) {
-  if (status.code == kOk) return py::none();
-  return py::make_tuple(status.code, status.where, status.value);
+PyObject* result(const Status& status) {
+  if (status.code == kOk) Py_RETURN_NONE;
+  return py::make_tuple(status.code, status.where, status.value).release().ptr();
 }
 
 template <class Params>
-Status run(Status (*kernel)(const Params&), const Params& params, int64_t elements) {
-  if (elements < kLarge) return kernel(params);
-  py::gil_scoped_release release;
-  return kernel(params);
+PyObject* run(Status (*kernel)(const Params&), const Params& params, int64_t elements) {
+  if (elements < kLarge) return result(kernel(params));
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = kernel(params);
+  }
+  return result(status);
 }
 
 #ifdef FD_CUDA
-#define FD_RUN(op, params, elements)                                                                       \
-  device < 0 ? run(kernels().op, params, elements) : cuda::op(params, {device, reinterpret_cast<void*>(stream)})
+#define FD_RUN(op, p, elements)                                     \
+  (call.device < 0 ? run(kernels().op, p, elements)                 \
+                   : result(cuda::op(p, {call.device, reinterpret_cast<void*>(call.stream)})))
 #else
-#define FD_RUN(op, params, elements) run(kernels().op, params, elements)
+#define FD_RUN(op, p, elements) run(kernels().op, p, elements)
 #endif
 
-// Defines `op`, whose arguments are the listed fields: FD_FIELDS builds the struct by brace initialisation, in order.
-template <class Params, class... Fields>
-struct Binding {
-  template <class Launch>
-  static auto make(Launch launch) {
-    return [launch](int device, uintptr_t stream, typename Argument<Fields>::type... values) {
-      return result(launch(device, stream, Params{Argument<Fields>::get(values)...}));
-    };
+PyObject* normal(Arguments a) {
+  const Call call(a);
+  const Tensor out = a.tensor();
+  const Shape shape(out);
+  NormalParams p = {};
+  p.out = out, p.rng = a.tensor(), p.sample_ids = a.tensor(), p.stream = uint32_t(a.integer());
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions();
+  p.dtype = out.dtype(), p.layout = out.layout(), p.num_threads = call.threads;
+  return FD_RUN(normal, p, p.B * p.C * p.S);
+}
+
+PyObject* q_sample(Arguments a) {
+  const Call call(a);
+  const Tensor x_start = a.tensor(), t = a.tensor(), alpha = a.tensor(), sigma = a.tensor(), noise = a.tensor();
+  QSampleParams p = {};
+  p.x_start = x_start, p.t = t, p.alpha = alpha, p.sigma = sigma, p.noise = noise;
+  p.rng = a.tensor(), p.sample_ids = a.tensor(), p.flip = a.tensor(), p.stream = uint32_t(a.integer());
+  const Tensor x_t = a.tensor();
+  p.x_t = x_t, p.noise_out = a.tensor();
+  const Shape shape(x_t);
+  const int64_t rank = shape.rank();
+  p.B = shape[0], p.C = shape[1], p.W = rank > 2 ? shape[rank - 1] : 1, p.H = shape.product(2, rank - 1);
+  p.T = Shape(alpha)[0];
+  p.x_start_dtype = x_start.dtype(), p.x_start_layout = x_start.layout();
+  p.noise_dtype = noise.dtype(), p.noise_layout = noise.layout();
+  p.x_t_dtype = x_t.dtype(), p.x_t_layout = x_t.layout(), p.num_threads = call.threads;
+  return FD_RUN(q_sample, p, p.B * p.C * p.H * p.W);
+}
+
+PyObject* reverse_step(Arguments a) {
+  const Call call(a);
+  const Tensor x = a.tensor(), model_output = a.tensor(), rows = a.tensor(), row = a.tensor();
+  ReverseStepParams p = {};
+  p.x = x, p.model_output = model_output, p.rows = rows, p.row = row, p.out = a.tensor();
+  const Tensor model_input = a.tensor();
+  p.model_input = model_input, p.history = a.tensor(), p.noise = a.tensor(), p.rng = a.tensor();
+  p.sample_ids = a.tensor(), p.extra = a.tensor();
+  const Tensor mask = a.tensor();
+  p.mask = mask, p.known = a.tensor(), p.known_noise = a.tensor(), p.gain = a.tensor(), p.bound = a.tensor();
+  p.shrink = a.tensor();
+
+  const Shape shape(x), row_shape(row);
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions(), p.R = Shape(rows)[0];
+  p.state_dtype = x.dtype(), p.state_layout = x.layout();
+  p.row_stride = row_shape.product(0, row_shape.rank()) > 1, p.num_threads = call.threads;
+  if (model_output) {
+    const Shape extents(model_output);
+    p.model_dtype = model_output.dtype(), p.model_layout = model_output.layout();
+    p.guided = extents[0] != p.B, p.learned = extents[1] != p.C;
   }
+  if (model_input) {
+    p.input_dtype = model_input.dtype(), p.input_layout = model_input.layout();
+    p.input_copies = p.B ? int32_t(Shape(model_input)[0] / p.B) : 1;
+  }
+  if (mask) {
+    const Shape extents(mask);
+    p.mask_B = int32_t(extents[0]), p.mask_C = int32_t(extents[1]);
+  }
+  return FD_RUN(reverse_step, p, p.B * p.C * p.S);
+}
+
+// What the two structs of group_norm_silu share.
+template <class Params>
+void normalization(Params& p, const Call& call, const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
+                   const Tensor& add, const Tensor& scale, const Tensor& shift, bool silu) {
+  const Shape shape(x);
+  p.x = x, p.weight = weight, p.bias = bias, p.add = add, p.scale = scale, p.shift = shift;
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions(), p.G = groups;
+  p.add_stride = add.row_stride(), p.scale_stride = scale.row_stride(), p.shift_stride = shift.row_stride();
+  p.dtype = x.dtype(), p.layout = x.layout(), p.weight_dtype = (weight ? weight : bias).dtype();
+  p.add_dtype = add.dtype(), p.scale_dtype = scale.dtype(), p.shift_dtype = shift.dtype();
+  p.silu = silu, p.num_threads = call.threads;
+}
+
+PyObject* group_norm_silu(Arguments a) {
+  const Call call(a);
+  GroupNormSiluParams p = {};
+  const Tensor x = a.tensor(), weight = a.tensor(), bias = a.tensor();
+  const int64_t groups = a.integer();
+  p.eps = a.number();
+  const Tensor add = a.tensor(), scale = a.tensor(), shift = a.tensor();
+  normalization(p, call, x, weight, bias, groups, add, scale, shift, a.truth());
+  p.y = a.tensor(), p.mean = a.tensor(), p.rstd = a.tensor();
+  return FD_RUN(group_norm_silu, p, p.B * p.C * p.S);
+}
+
+PyObject* group_norm_silu_backward(Arguments a) {
+  const Call call(a);
+  GroupNormSiluBackwardParams p = {};
+  p.grad_y = a.tensor();
+  const Tensor x = a.tensor();
+  p.mean = a.tensor(), p.rstd = a.tensor();
+  const Tensor weight = a.tensor(), bias = a.tensor();
+  const int64_t groups = a.integer();
+  const Tensor add = a.tensor(), scale = a.tensor(), shift = a.tensor();
+  normalization(p, call, x, weight, bias, groups, add, scale, shift, a.truth());
+  p.grad_x = a.tensor(), p.grad_weight = a.tensor(), p.grad_bias = a.tensor(), p.grad_add = a.tensor();
+  p.grad_scale = a.tensor(), p.grad_shift = a.tensor(), p.workspace = a.tensor();
+  return FD_RUN(group_norm_silu_backward, p, p.B * p.C * p.S);
+}
+
+bool equal(const py::object& found, py::handle expected) {
+  return found.ptr() == expected.ptr() || PyObject_RichCompareBool(found.ptr(), expected.ptr(), Py_EQ) == 1;
+}
+
+// conforms(device, name, tensor, shape, dtype, name, tensor, ...): whether each tensor is of this shape, dtype and device.
+PyObject* conforms(Arguments a) {
+  const py::handle device = a.object();
+  while (a.more()) {
+    a.object();
+    const py::handle tensor = a.object(), shape = a.object(), dtype = a.object();
+    if (owned(PyObject_GetAttr(tensor.ptr(), names().dtype)).ptr() != dtype.ptr() ||
+        !equal(owned(PyObject_GetAttr(tensor.ptr(), names().shape)), shape) ||
+        !equal(owned(PyObject_GetAttr(tensor.ptr(), names().device)), device))
+      Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
+// ---- The module ----
+
+template <PyObject* (*function)(Arguments)>
+PyObject* guarded(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    return function(Arguments(arguments, count));
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+template <PyObject* (*function)(Arguments)>
+PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(guarded<function>)), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    method<normal>("normal"),
+    method<q_sample>("q_sample"),
+    method<reverse_step>("reverse_step"),
+    method<group_norm_silu>("group_norm_silu"),
+    method<group_norm_silu_backward>("group_norm_silu_backward"),
+    method<conforms>("conforms"),
+    {nullptr, nullptr, 0, nullptr},
 };
-
-using In = const void*;
-using Out = void*;
-using Index = const int64_t*;
-using Floats = const float*;
-
-using Normal = Binding<NormalParams, Out, Index, Index, int64_t, int64_t, int64_t, int32_t, int32_t, uint32_t, int32_t>;
-
-using QSample = Binding<QSampleParams, In, Index, In, In, In, Index, Index, const uint8_t*, Out, Out, int64_t, int64_t,
-                        int64_t, int64_t, int64_t, int32_t, int32_t, int32_t, int32_t, int32_t, int32_t, uint32_t, int32_t>;
-
-using ReverseStep = Binding<ReverseStepParams, In, Out, In, In, In, In, In, Out, In, Out, Floats, Floats, Floats, In, Index,
-                            Index, Index, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t, int32_t, int32_t,
-                            int32_t, int32_t, int32_t, int32_t, int32_t, int32_t, int32_t, int32_t>;
-
-using GroupNormSilu = Binding<GroupNormSiluParams, In, In, In, In, In, In, Out, Out, Out, int64_t, int64_t, int64_t, int64_t,
-                              int64_t, int64_t, int64_t, double, int32_t, int32_t, int32_t, int32_t, int32_t, int32_t,
-                              int32_t, int32_t>;
-
-using GroupNormSiluBackward =
-    Binding<GroupNormSiluBackwardParams, In, In, In, In, In, In, In, In, In, Out, Out, Out, Out, Out, Out, Out, int64_t,
-            int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t, int32_t, int32_t, int32_t,
-            int32_t, int32_t>;
-
-#define FD_DEFINE(module, op, Op, elements)                                                                     \
-  module.def(#op, Op::make([]([[maybe_unused]] int device, [[maybe_unused]] uintptr_t stream, const auto& p) {  \
-               return FD_RUN(op, p, elements);                                                                  \
-             }))
 
 }  // namespace
 }  // namespace fastdiff
 
 PYBIND11_MODULE(_C, module) {
   using namespace fastdiff;
-  FD_DEFINE(module, normal, Normal, p.B * p.C * p.S);
-  FD_DEFINE(module, q_sample, QSample, p.B * p.C * p.H * p.W);
-  FD_DEFINE(module, reverse_step, ReverseStep, p.B * p.C * p.S);
-  FD_DEFINE(module, group_norm_silu, GroupNormSilu, p.B * p.C * p.S);
-  FD_DEFINE(module, group_norm_silu_backward, GroupNormSiluBackward, p.B * p.C * p.S);
+  if (PyModule_AddFunctions(module.ptr(), methods)) throw py::error_already_set();
 
+  module.def("set_dtypes", set_dtypes);
+  module.def("simd_level", [] { return kernels().level; });
+  module.def("set_simd_level", [](const std::string& level) { return set_simd_level(level.c_str()); });
   module.attr("INDEX_OUT_OF_RANGE") = int(kIndexOutOfRange);
   module.attr("MISSING_INPUT") = int(kMissingInput);
   module.attr("CUDA_ERROR") = int(kCudaError);
   module.attr("ROW_COLUMNS") = int(kRowColumns);
-  module.def("simd_level", [] { return kernels().level; });
-  module.def("set_simd_level", [](const std::string& level) { return set_simd_level(level.c_str()); });
 
   py::list architectures;
   for (int arch : std::initializer_list<int>{FD_CUDA_ARCHS}) architectures.append(arch);

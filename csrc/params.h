@@ -115,8 +115,8 @@ struct GroupNormSiluParams {
   const void* scale;          // [B, C] likewise, or NULL
   const void* shift;          // [B, C] likewise, or NULL
   void* y;                    // [B, C, S], dtype and layout of x
-  void* mean;                 // [B, G] f32 (f64 where x is f64), of x + add
-  void* rstd;                 // [B, G] likewise
+  void* mean;                 // [B, G] f32 (f64 where x is f64), of x + add; NULL on the CPU alone: not wanted
+  void* rstd;                 // [B, G] likewise, NULL where mean is
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;   // elements
   double eps;

@@ -28,10 +28,10 @@ struct Row {
   Real at[kRowColumns];
 };
 
-constexpr uint32_t column_bit(int column) { return 1u << column; }
+FD_FN constexpr uint32_t column_bit(int column) { return 1u << column; }
 
 template <class... Columns>
-constexpr uint32_t terms_of(Columns... columns) {
+FD_FN constexpr uint32_t terms_of(Columns... columns) {
   return (column_bit(columns) | ...);
 }
 
@@ -39,6 +39,7 @@ constexpr uint32_t terms_of(Columns... columns) {
 template <class Real>
 FD_FN uint32_t nonzero_terms(const Row<Real>& row) {
   uint32_t terms = 0;
+  FD_UNROLL
   for (int column = 0; column < kRowColumns; ++column) terms |= uint32_t(row.at[column] != Real(0)) << column;
   return terms;
 }

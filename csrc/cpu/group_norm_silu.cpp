@@ -38,8 +38,10 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     double variance = total.squares / double(N) - shift * shift;
     if (variance < 0) variance = 0;
     const S rounded = S(mean), rstd = S(1 / __builtin_sqrt(variance + p.eps));
-    static_cast<S*>(p.mean)[b * p.G + g] = rounded;
-    static_cast<S*>(p.rstd)[b * p.G + g] = rstd;
+    if (p.mean) {
+      static_cast<S*>(p.mean)[b * p.G + g] = rounded;
+      static_cast<S*>(p.rstd)[b * p.G + g] = rstd;
+    }
     return {rounded, S(mean - rounded), rstd};
   }
 

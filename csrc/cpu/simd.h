@@ -8,7 +8,11 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"         // GCC 12 on its own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -40,6 +44,8 @@ FD_SIMD void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }
 
 FD_SIMD vfloat as_float(vuint v) { return (vfloat)v; }
 FD_SIMD vuint as_uint(vfloat v) { return (vuint)v; }
+FD_SIMD vint as_int(vuint v) { return (vint)v; }
+FD_SIMD vfloat uint_to_float(vuint v) { return __builtin_convertvector(v, vfloat); }
 FD_SIMD vfloat int_to_float(vint v) { return __builtin_convertvector(v, vfloat); }
 
 // a * b + c, rounded once where the level has the instruction (the x86-64 baseline rounds twice).
@@ -54,6 +60,11 @@ FD_SIMD vfloat madd(vfloat a, vfloat b, vfloat c) {
   return a * b + c;
 #endif
 }
+
+// The same with uniform factors and summands.
+FD_SIMD vfloat madd(vfloat a, float b, vfloat c) { return madd(a, set1(b), c); }
+FD_SIMD vfloat madd(vfloat a, float b, float c) { return madd(a, set1(b), set1(c)); }
+FD_SIMD vfloat madd(vfloat a, vfloat b, float c) { return madd(a, b, set1(c)); }
 
 // Scalar twin of madd, with the same rounding at each level.
 FD_SIMD float madd(float a, float b, float c) {
@@ -91,6 +102,15 @@ FD_SIMD vfloat sqrt(vfloat v) {
 // if_true where condition's lanes are all ones.
 FD_SIMD vfloat select(vint condition, vfloat if_true, vfloat if_false) { return condition ? if_true : if_false; }
 
+// if_set where the lane's highest bit is.
+FD_SIMD vfloat select(vuint bits, vfloat if_set, vfloat if_clear) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (vfloat)_mm256_blendv_ps((__m256)if_clear, (__m256)if_set, (__m256)bits);
+#else
+  return (vint)bits < 0 ? if_set : if_clear;
+#endif
+}
+
 // v limited to [-bound, bound]; NaN passes.
 FD_SIMD vfloat clip(vfloat v, vfloat bound) {
   v = v > bound ? bound : v;
@@ -108,6 +128,34 @@ FD_SIMD vfloat limit(vfloat v, float low, float high) {
 #else
   v = v < low ? set1(low) : v;
   return v > high ? set1(high) : v;
+#endif
+}
+
+// kWidth / 2 words, each in the low half of a 64-bit lane; what is in the high halves is ignored.
+typedef uint64_t vwide __attribute__((vector_size(4 * kWidth)));
+
+// a * b as two words.
+FD_SIMD void multiply(vwide a, uint32_t b, vwide& high, vwide& low) {
+#if defined(__AVX512F__)
+  low = (vwide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  low = (vwide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__x86_64__)
+  low = (vwide)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#elif defined(__aarch64__)
+  low = (vwide)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
+#else
+  low = (a & 0xffffffffu) * b;
+#endif
+  high = low >> 32;
+}
+
+// The low halves of a in the even lanes, those of b in the odd ones.
+FD_SIMD vuint pack(vwide a, vwide b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (vuint)_mm256_blend_epi32((__m256i)a, (__m256i)(b << 32), 0xaa);
+#else
+  return (vuint)((a & 0xffffffffu) | b << 32);
 #endif
 }
 
@@ -159,10 +207,7 @@ FD_SIMD vfloat load(const bfloat16_t* p) {
 
 FD_SIMD void store(bfloat16_t* p, vfloat v) {
   typedef uint16_t vhalf __attribute__((vector_size(2 * kWidth)));
-  const vuint u = as_uint(v);
-  const vuint rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
-  const vuint nan = u >> 16 | 0x40u;
-  const vhalf h = __builtin_convertvector((vuint)(v == v ? rounded : nan), vhalf);
+  const vhalf h = __builtin_convertvector(round_to_bfloat16(v) >> 16, vhalf);
   memcpy(p, &h, sizeof h);
 }
 
@@ -189,10 +234,16 @@ FD_SIMD void store(half_t* p, vfloat v) {
 }
 
 FD_SIMD vfloat load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return int_to_float((vint)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  return int_to_float((vint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
   typedef uint8_t vbyte __attribute__((vector_size(kWidth)));
   vbyte b;
   memcpy(&b, p, sizeof b);
   return int_to_float(__builtin_convertvector(b, vint));
+#endif
 }
 
 // The first n < kWidth elements, other lanes 0; the same values as a full load.

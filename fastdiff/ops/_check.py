@@ -5,6 +5,14 @@ import os
 import torch
 from torch.autograd import forward_ad
 
+try:
+    from fastdiff._C import conforms as _conforms  # the quick answer, without words
+except ImportError:
+
+    def _conforms(*arguments):
+        return False
+
+
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 SYNCHRONISE = os.environ.get("FASTDIFF_CHECK") == "1"
 
@@ -15,12 +23,25 @@ def is_tensor(name, value):
 
 
 def image(name, value):
-    """A floating [B, C, *] tensor."""
+    """A floating [B, C, *] tensor; its shape, dtype and device, read once for what follows."""
     is_tensor(name, value)
-    if value.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
-    if value.dim() < 2:
-        raise ValueError(f"{name} must have shape [B, C, *], got {list(value.shape)}")
+    shape, dtype = value.shape, value.dtype
+    if dtype not in FLOATS:
+        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {dtype}")
+    if len(shape) < 2:
+        raise ValueError(f"{name} must have shape [B, C, *], got {list(shape)}")
+    return shape, dtype, value.device
+
+
+def tensors(device, *each):
+    """name, tensor, shape, dtype, and again: every tensor of this shape, dtype and device."""
+    try:
+        if not torch.compiler.is_compiling() and _conforms(device, *each):
+            return
+    except AttributeError:
+        pass  # something is no tensor
+    for i in range(0, len(each), 4):
+        tensor(*each[i : i + 4], device)
 
 
 def tensor(name, value, shape, dtype, device):
@@ -36,15 +57,16 @@ def tensor(name, value, shape, dtype, device):
 
 def floating(name, value, shape, device):
     """A tensor of this shape and device, of any floating dtype."""
-    tensor(name, value, shape, value.dtype if isinstance(value, torch.Tensor) else None, device)
-    if value.dtype not in FLOATS:
-        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
+    is_tensor(name, value)
+    dtype = value.dtype
+    tensors(device, name, value, shape, dtype)
+    if dtype not in FLOATS:
+        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {dtype}")
 
 
-def counters(rng, sample_ids, B, device):
-    """rng [2] and sample_ids [B], both int64."""
-    tensor("rng", rng, (2,), torch.int64, device)
-    tensor("sample_ids", sample_ids, (B,), torch.int64, device)
+def counters(rng, sample_ids, B, device, *each):
+    """rng [2] and sample_ids [B], both int64; and whatever else `tensors` is to check."""
+    tensors(device, *each, "rng", rng, (2,), torch.int64, "sample_ids", sample_ids, (B,), torch.int64)
     if SYNCHRONISE:
         within("sample_ids", sample_ids, 2**32)
 
@@ -55,16 +77,21 @@ def within(name, value, end):
         raise IndexError(f"{name} must be in [0, {end}), got {value.tolist()}")
 
 
-def no_gradient(op, arguments):
-    """Raises where autograd would have to differentiate `op`: arguments maps names to tensors or None."""
+def no_gradient(op, **arguments):
+    """Raises where autograd would have to differentiate `op`: arguments are tensors or None."""
     if torch.is_grad_enabled():
         for name, value in arguments.items():
             if value is not None and value.requires_grad:
                 raise RuntimeError(f"{name} must not require grad: {op} has no gradient (detach it, or use torch.no_grad)")
-    no_tangent(op, arguments)
+    no_tangent(op, **arguments)
 
 
-def no_tangent(op, arguments):
+def differentiating():
+    """Whether a gradient or tangent could be asked for at all."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def no_tangent(op, **arguments):
     """Raises where forward-mode differentiation would have to pass through `op`."""
     if forward_ad._current_level < 0:
         return
@@ -73,30 +100,18 @@ def no_tangent(op, arguments):
             raise NotImplementedError(f"{name} must not carry a tangent: {op} has no forward-mode derivative")
 
 
-def disjoint(outputs, inputs):
-    """Outputs apart from one another, and each the same memory as an input or apart from it; both map names to tensors."""
-    taken = [(name, *extent(value)) for name, value in outputs.items() if value is not None]
-    for i, (name, start, end) in enumerate(taken):
-        for other, other_start, other_end in taken[:i]:
-            if start < other_end and other_start < end:
-                raise ValueError(f"{name} must not overlap {other}, got tensors that share memory")
-        for other, value in inputs.items():
-            if value is None:
-                continue
-            other_start, other_end = extent(value)
-            if start < other_end and other_start < end and not same_memory(outputs[name], value):
-                raise ValueError(f"{name} must be {other} itself or disjoint from it, got tensors that overlap")
+def disjoint(name, output, others, values, identical=True):
+    """`output` is apart from each of `values` (dense or None, named by `others`) or, where allowed, the same memory."""
+    start = output.data_ptr()
+    end = start + output.nbytes
+    for i, value in enumerate(values):
+        if value is None or (identical and value is output):
+            continue
+        first = value.data_ptr()
+        if first < end and start < first + value.nbytes and not (identical and same_memory(output, value)):
+            rule = f"{others[i]} itself or disjoint from it" if identical else f"disjoint from {others[i]}"
+            raise ValueError(f"{name} must be {rule}, got tensors that overlap")
 
 
 def same_memory(a, b):
     return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
-
-
-def extent(value):
-    """First address and the one past the last of a tensor."""
-    if value.numel() == 0:
-        return 0, 0
-    start, size = value.data_ptr(), value.element_size()
-    if value.is_contiguous():
-        return start, start + value.numel() * size
-    return start, start + (1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))) * size

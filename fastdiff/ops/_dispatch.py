@@ -103,26 +103,30 @@ def _others(op, refused, device_type, dtype):
 
 
 @functools.cache
-def _function(op, backend, device_type, dtype):
+def _function(op, backend, device, dtype):
     contract = op.removesuffix("_backward")
-    module = importlib.import_module(f"fastdiff.ops.{_MODULES[choose(contract, backend, device_type, dtype)]}")
+    module = importlib.import_module(f"fastdiff.ops.{_MODULES[choose(contract, backend, device.type, dtype)]}")
     return getattr(module, op)
 
 
-def run(op, backend, tensor, *arguments):
-    """Calls the op of the chosen backend; `tensor` tells device and dtype."""
-    _function(op, backend, tensor.device.type, tensor.dtype)(*arguments)
+def function(op, backend, tensor):
+    """The op's function in the chosen backend; `tensor` tells device and dtype."""
+    return _function(op, backend, tensor.device, tensor.dtype)
 
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def eager(*arguments):
     """Whether a call may go past the dispatcher: ordinary tensors, and nobody is compiling, tracing or transforming."""
     return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and set(map(type, arguments)) <= _PLAIN
+        not _is_compiling()
+        and _PLAIN.issuperset(map(type, arguments))
+        and not _dispatch_modes()
+        and not _function_modes()
+        and _transforms() is None
     )

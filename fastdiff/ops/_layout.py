@@ -42,8 +42,15 @@ def empty(shape, last, dtype, device):
     return torch.empty((B, *spatial, C), dtype=dtype, device=device).movedim(-1, 1)
 
 
+def empty_as(source, last, dtype):
+    """A new tensor of a dense source's shape and device in the layout asked for."""
+    if last != source.is_contiguous():
+        return torch.empty_like(source) if source.dtype is dtype else torch.empty_like(source, dtype=dtype)
+    return empty(source.shape, last, dtype, source.device)
+
+
 def wants_last(memory_format, source=None):
     """Whether an output of this memory format (torch.preserve_format: that of `source`) is channels last."""
-    if memory_format == torch.preserve_format:
+    if memory_format is torch.preserve_format:
         return source is not None and not source.is_contiguous() and is_channels_last(source)
     return memory_format in (torch.channels_last, torch.channels_last_3d)

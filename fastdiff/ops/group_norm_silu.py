@@ -37,37 +37,45 @@ def group_norm_silu(x, groups, weight=None, bias=None, *, eps=1e-5, add=None, sc
     Source: Wu and He, "Group normalization", 2018; scale and shift as in Dhariwal and Nichol 2021 (AdaGN).
     """
     _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift)
-    tensors = (x, weight, bias, add, scale, shift)
+    tensors = x, weight, bias, add, scale, shift
     backend = _dispatch.requested()
     if not _dispatch.eager(*tensors):
         return torch.ops.fastdiff.group_norm_silu(*tensors, groups, eps, silu, backend)[0]
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
         return _GroupNormSilu.apply(*tensors, groups, eps, silu, backend)
-    return _group_norm_silu(*tensors, groups, eps, silu, backend)[0]
+    return _forward(*tensors, groups, eps, silu, backend, None, None)
 
 
 def _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift):
-    _check.image("x", x)
-    B, C = x.shape[:2]
-    device = x.device
+    shape, dtype, device = _check.image("x", x)
+    C = shape[1]
     if type(groups) is not int or groups < 1 or C % groups:
         raise ValueError(f"groups must be a positive int that divides C = {C}, got {groups}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            _check.floating(name, value, (C,), device)
-            if value.dtype is not torch.float32 and value.dtype is not x.dtype:
-                raise ValueError(f"{name} must be float32 or x's {x.dtype}, got {value.dtype}")
-    if weight is not None and bias is not None and weight.dtype is not bias.dtype:
-        raise ValueError(f"bias must be of weight's dtype {weight.dtype}, got {bias.dtype}")
-    if add is not None:
-        _check.floating("add", add, (B, C), device)
-    if scale is not None:
-        _check.floating("scale", scale, (B, C), device)
-    if shift is not None:
-        _check.floating("shift", shift, (B, C), device)
-    _check.no_tangent("group_norm_silu", {"x": x, "weight": weight, "bias": bias, "add": add, "scale": scale, "shift": shift})
+    if not (weight is bias is None):
+        _check_affine(weight, bias, C, dtype, device)
+    if not (add is scale is shift is None):
+        for name, value in (("add", add), ("scale", scale), ("shift", shift)):
+            if value is not None:
+                _check.floating(name, value, shape[:2], device)
+    _check.no_tangent("group_norm_silu", x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
+
+
+def _check_affine(weight, bias, C, dtype, device):
+    """[C] each, float32 or x's dtype."""
+    name, value = ("bias", bias) if weight is None else ("weight", weight)
+    _check.is_tensor(name, value)
+    found = value.dtype
+    if found is not torch.float32 and found is not dtype:
+        raise ValueError(f"{name} must be float32 or x's {dtype}, got {found}")
+    if weight is None or bias is None:
+        _check.tensors(device, name, value, (C,), found)
+        return
+    _check.is_tensor("bias", bias)
+    if bias.dtype is not found:
+        raise ValueError(f"bias must be of weight's dtype {found}, got {bias.dtype}")
+    _check.tensors(device, "weight", weight, (C,), found, "bias", bias, (C,), found)
 
 
 def _rows(value):
@@ -85,17 +93,28 @@ def _in_layout_of(result, like):
     return result if other.stride() == result.stride() else other.copy_(result)
 
 
-def _group_norm_silu(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
+def _forward(x, weight, bias, add, scale, shift, groups, eps, silu, backend, mean, rstd):
+    """y; fills mean and rstd where they are wanted."""
     dense = _layout.dense(x)
     y = torch.empty_like(dense)
-    statistics = torch.float64 if x.dtype is torch.float64 else torch.float32
-    mean = x.new_empty((x.shape[0], groups), dtype=statistics)
-    rstd = torch.empty_like(mean)
-    _dispatch.run(
-        "group_norm_silu", backend, x,
-        dense, _vector(weight), _vector(bias), groups, eps, _rows(add), _rows(scale), _rows(shift), silu, y, mean, rstd,
+    if not (add is scale is shift is None):
+        add, scale, shift = _rows(add), _rows(scale), _rows(shift)
+    _dispatch.function("group_norm_silu", backend, x)(
+        dense, _vector(weight), _vector(bias), groups, eps, add, scale, shift, silu, y, mean, rstd,
     )  # fmt: skip
-    return y if dense is x else _in_layout_of(y, x), mean, rstd
+    return y if dense is x else _in_layout_of(y, x)
+
+
+def _group_norm_silu(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
+    mean, rstd = _statistics(x, groups)
+    return _forward(x, weight, bias, add, scale, shift, groups, eps, silu, backend, mean, rstd), mean, rstd
+
+
+def _statistics(x, groups):
+    """Room for mean and rstd, [B, G] each."""
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    mean = x.new_empty((x.shape[0], groups), dtype=dtype)
+    return mean, torch.empty_like(mean)
 
 
 def _group_norm_silu_backward(
@@ -105,8 +124,7 @@ def _group_norm_silu_backward(
     grad_y = _layout.in_layout(grad_y.to(x.dtype), _layout.addressed_last(dense))
     inputs = (dense, weight, bias, add, scale, shift)
     gradients = [_gradient(value, need) for value, need in zip(inputs, needs, strict=True)]
-    _dispatch.run(
-        "group_norm_silu_backward", backend, x,
+    _dispatch.function("group_norm_silu_backward", backend, x)(
         grad_y, dense, mean, rstd, _vector(weight), _vector(bias), groups, _rows(add), _rows(scale), _rows(shift), silu,
         *gradients,
     )  # fmt: skip
@@ -123,9 +141,7 @@ def _gradient(value, needed):
 
 
 def _fake(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
-    statistics = torch.float64 if x.dtype is torch.float64 else torch.float32
-    shape = (x.shape[0], groups)
-    return torch.empty_like(x), x.new_empty(shape, dtype=statistics), x.new_empty(shape, dtype=statistics)
+    return torch.empty_like(x), *_statistics(x, groups)
 
 
 def _fake_backward(grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend):

@@ -53,7 +53,7 @@ def normal(
 
 def _normal(shape, rng, sample_ids, stream, dtype, channels_last, backend):
     out = _layout.empty(shape, channels_last, dtype, rng.device)
-    _dispatch.run("normal", backend, out, out, rng.contiguous(), sample_ids.contiguous(), stream)
+    _dispatch.function("normal", backend, out)(out, rng.contiguous(), sample_ids.contiguous(), stream)
     return out
 
 

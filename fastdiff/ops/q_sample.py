@@ -47,10 +47,11 @@ def q_sample(
     """
     dtype = _check_q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype)
     last = _layout.wants_last(memory_format, x_start)
-    plain = _dispatch.eager(x_start, t, alpha, sigma, noise, rng, sample_ids, flip)
-    call = _q_sample if plain else torch.ops.fastdiff.q_sample
-    x_t, used = call(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype, last, return_noise,
-                     _dispatch.requested())  # fmt: skip
+    arguments = (x_start, t, alpha, sigma, noise, rng, sample_ids, flip)
+    if _dispatch.eager(*arguments):
+        x_t, used = _fill(*arguments, stream, dtype, last, return_noise, _dispatch.requested())
+    else:
+        x_t, used = torch.ops.fastdiff.q_sample(*arguments, stream, dtype, last, return_noise, _dispatch.requested())
     return (x_t, used) if return_noise else x_t
 
 
@@ -65,60 +66,67 @@ def q_step(x_prev, t, step_alpha, step_sigma, noise=None, **options):
 
 def _check_q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype):
     _check.is_tensor("x_start", x_start)
-    source = x_start.dtype
+    source, shape, device = x_start.dtype, x_start.shape, x_start.device
     if source is not torch.uint8:
         _check.image("x_start", x_start)
-    elif x_start.dim() < 2:
-        raise ValueError(f"x_start must have shape [B, C, *], got {list(x_start.shape)}")
+    elif len(shape) < 2:
+        raise ValueError(f"x_start must have shape [B, C, *], got {list(shape)}")
     if dtype is None:
         dtype = torch.float32 if source is torch.uint8 else source
     elif dtype not in _check.FLOATS:
         raise ValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    B, device = x_start.shape[0], x_start.device
-    _check.tensor("t", t, (B,), torch.int64, device)
+    B = shape[0]
     _check.is_tensor("alpha", alpha)
-    T = alpha.shape[:1] if alpha.dim() else (1,)
+    T = (alpha.numel(),)
     arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
-    _check.tensor("alpha", alpha, T, arithmetic, device)
-    _check.tensor("sigma", sigma, T, arithmetic, device)
+    each = "t", t, (B,), torch.int64, "alpha", alpha, T, arithmetic, "sigma", sigma, T, arithmetic
     if noise is not None:
-        _check.floating("noise", noise, x_start.shape, device)
+        _check.tensors(device, *each)
+        _check.floating("noise", noise, shape, device)
         if rng is not None or sample_ids is not None:
             raise ValueError("rng and sample_ids must be None where noise is given, got both")
     else:
         if rng is None or sample_ids is None:
             raise ValueError("noise must be a tensor where rng or sample_ids is not given, got None")
-        _check.counters(rng, sample_ids, B, device)
+        _check.counters(rng, sample_ids, B, device, *each)
     if flip is not None:
-        _check.tensor("flip", flip, (B,), torch.bool, device)
+        _check.tensors(device, "flip", flip, (B,), torch.bool)
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream must be in [0, 2**32), got {stream}")
     if _check.SYNCHRONISE:
         _check.within("t", t, T[0])
-    _check.no_gradient("q_sample", {"x_start": x_start, "noise": noise, "alpha": alpha, "sigma": sigma})
+    if _check.differentiating():
+        _check.no_gradient("q_sample", x_start=x_start, noise=noise, alpha=alpha, sigma=sigma)
     return dtype
 
 
-def _outputs(x_start, dtype, channels_last, return_noise):
-    x_t = _layout.empty(x_start.shape, channels_last, dtype, x_start.device)
-    noise_dtype = torch.float64 if dtype is torch.float64 else torch.float32
-    shape = x_start.shape if return_noise else (0, 0)
-    return x_t, _layout.empty(shape, channels_last and return_noise, noise_dtype, x_start.device)
+def _noise_like(x_t, channels_last):
+    return _layout.empty(x_t.shape, channels_last, torch.promote_types(x_t.dtype, torch.float32), x_t.device)
 
 
-def _q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype, channels_last, return_noise, backend):
-    x_t, used = _outputs(x_start, dtype, channels_last, return_noise)
-    _dispatch.run(
-        "q_sample", backend, x_t,
-        _layout.dense(x_start), t.contiguous(), alpha.contiguous(), sigma.contiguous(), _layout.dense(noise),
-        rng if rng is None else rng.contiguous(), sample_ids if sample_ids is None else sample_ids.contiguous(),
-        flip if flip is None else flip.contiguous(), stream, x_t, used if return_noise else None,
+def _fill(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype, channels_last, return_noise, backend):
+    """x_t, and the noise or None."""
+    x_start = _layout.dense(x_start)
+    x_t = _layout.empty_as(x_start, channels_last, dtype)
+    used = _noise_like(x_t, channels_last) if return_noise else None
+    if noise is None:
+        rng, sample_ids = rng.contiguous(), sample_ids.contiguous()
+    _dispatch.function("q_sample", backend, x_t)(
+        x_start, t.contiguous(), alpha.contiguous(), sigma.contiguous(), _layout.dense(noise), rng, sample_ids,
+        flip if flip is None else flip.contiguous(), stream, x_t, used,
     )  # fmt: skip
     return x_t, used
 
 
+def _q_sample(x_start, *arguments):
+    """The dispatcher's form: always two tensors."""
+    x_t, used = _fill(x_start, *arguments)
+    return x_t, x_t.new_empty(0) if used is None else used
+
+
 def _fake(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype, channels_last, return_noise, backend):
-    return _outputs(x_start, dtype, channels_last, return_noise)
+    x_t = _layout.empty(x_start.shape, channels_last, dtype, x_start.device)
+    return x_t, _noise_like(x_t, channels_last) if return_noise else x_t.new_empty(0)
 
 
 _LIBRARY.impl("q_sample", _q_sample, "CompositeExplicitAutograd")

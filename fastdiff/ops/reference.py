@@ -111,7 +111,7 @@ class Row:
     """The coefficients of one row (per sample) as attributes, and the rule that a coefficient of 0 reads nothing."""
 
     def __init__(self, rows, row, like):
-        self.row, self.outside = in_range("row", row, rows.shape[0], rows.device)
+        self.row, self.outside = in_range("row", row.reshape(-1), rows.shape[0], rows.device)
         self.values, self.like, self.on_cpu = rows[self.row], like, rows.device.type == "cpu"
 
     def __getattr__(self, name):
@@ -224,10 +224,12 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     first = grouped.mean(-1, keepdim=True)
     drift = (grouped - first).mean(-1, keepdim=True)  # the first mean's rounding
     centred = grouped - first - drift
-    mean.copy_((first + drift)[..., 0])
-    rstd.copy_(torch.rsqrt(centred.square().mean(-1) + eps))
-    h = affine((centred * rstd[..., None]).reshape(x.shape), weight, bias, scale, shift)
+    deviation = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    h = affine((centred * deviation).reshape(x.shape), weight, bias, scale, shift)
     y.copy_(torch.nn.functional.silu(h) if silu else h)
+    if mean is not None:
+        mean.copy_((first + drift)[..., 0])
+        rstd.copy_(deviation[..., 0])
 
 
 def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight,

@@ -64,19 +64,28 @@ def reverse_step(
     that the row needs and that is None, before anything is written; on a GPU such a sample is NaN. Not differentiable.
     Source: the posterior mean of Ho et al. 2020 (equation 7) is one such row, as are DDIM, DPM-Solver and their kin.
     """
-    _check_state(x, noise, extra, known, known_noise, mask, history, out)
-    _check_network(x, model_output, model_input)
-    _check_rows(x, rows, row, gain, bound, shrink)
-    if rng is not None or sample_ids is not None:
-        _check.counters(rng, sample_ids, x.shape[0], x.device)
-    _check.no_gradient("reverse_step", dict(
-        x=x, model_output=model_output, noise=noise, extra=extra, mask=mask, known=known, known_noise=known_noise,
-        rows=rows, out=out, history=history, model_input=model_input, gain=gain, bound=bound, shrink=shrink,
-    ))  # fmt: skip
-    options = (model_input, history, noise, rng, sample_ids, extra, mask, known, known_noise, gain, bound, shrink)
+    plain = noise is extra is known is known_noise is mask is history is model_input is gain is bound is shrink is None
+    shape, dtype, device = facts = _check.image("x", x)
+    _check_rows(rows, row, rng, sample_ids, *facts)
+    if model_output is not None:
+        _check_network("model_output", model_output, *facts, (1, 2))
+    if out is not None and out is not x:
+        _check.tensors(device, "out", out, shape, dtype)
+    if not plain:
+        _check_extras(*facts, noise, extra, known, known_noise, mask, history, gain, bound, shrink)
+    if model_input is not None:
+        _check_network("model_input", model_input, *facts, (1,))
+    if _check.differentiating():
+        _check.no_gradient(
+            "reverse_step", x=x, model_output=model_output, noise=noise, extra=extra, mask=mask, known=known,
+            known_noise=known_noise, rows=rows, out=out, history=history, model_input=model_input, gain=gain, bound=bound,
+            shrink=shrink,
+        )  # fmt: skip
+    options = model_input, history, noise, rng, sample_ids, extra, mask, known, known_noise, gain, bound, shrink
     if out is None:
         out = torch.empty_like(x)
-    if _dispatch.eager(x, model_output, rows, row, out, *options):
+    main = x, model_output, rows, row, out, rng, sample_ids
+    if _dispatch.eager(*main) and (plain or _dispatch.eager(*options)):
         _reverse_step(x, model_output, out, rows, row, *options, _dispatch.requested())
     elif out is x:
         torch.ops.fastdiff.reverse_step_(x, model_output, rows, row, *options, _dispatch.requested())
@@ -85,93 +94,109 @@ def reverse_step(
     return out
 
 
-def _check_state(x, noise, extra, known, known_noise, mask, history, out):
-    _check.image("x", x)
-    shape, dtype, device = x.shape, x.dtype, x.device
-    if noise is not None:
-        _check.tensor("noise", noise, shape, dtype, device)
-    if extra is not None:
-        _check.tensor("extra", extra, shape, dtype, device)
-    if out is not None and out is not x:
-        _check.tensor("out", out, shape, dtype, device)
+def _check_extras(shape, dtype, device, noise, extra, known, known_noise, mask, history, gain, bound, shrink):
+    for name, value in (("noise", noise), ("extra", extra), ("known", known), ("known_noise", known_noise)):
+        if value is not None:
+            _check.tensors(device, name, value, shape, dtype)
+    for name, value in (("gain", gain), ("bound", bound), ("shrink", shrink)):
+        if value is not None:
+            _check.tensors(device, name, value, shape[:1], torch.float32)
     if history is not None:
-        _check.tensor("history", history, (3, *shape), dtype, device)
+        _check.tensors(device, "history", history, (3, *shape), dtype)
     if mask is None:
         if known is not None or known_noise is not None:
             raise ValueError("mask must be a tensor where known or known_noise is given, got None")
         return
     _check.is_tensor("mask", mask)
     B, C = shape[:2]
-    if mask.dim() != x.dim() or mask.shape[2:] != shape[2:] or mask.shape[0] not in (1, B) or mask.shape[1] not in (1, C):
+    if mask.dim() != len(shape) or mask.shape[2:] != shape[2:] or mask.shape[0] not in (1, B) or mask.shape[1] not in (1, C):
         raise ValueError(f"mask must have shape [1 or B, 1 or C, *] for x of shape {list(shape)}, got {list(mask.shape)}")
-    _check.tensor("mask", mask, mask.shape, torch.bool if mask.dtype is torch.bool else dtype, device)
+    _check.tensors(device, "mask", mask, mask.shape, torch.bool if mask.dtype is torch.bool else dtype)
     if known is None:
         raise ValueError("known must be a tensor where mask is given, got None")
-    _check.tensor("known", known, shape, dtype, device)
-    if known_noise is not None:
-        _check.tensor("known_noise", known_noise, shape, dtype, device)
 
 
-def _check_network(x, model_output, model_input):
-    B, C, *spatial = x.shape
-    for name, value, channels in (("model_output", model_output, (C, 2 * C)), ("model_input", model_input, (C,))):
-        if value is None:
-            continue
-        _check.is_tensor(name, value)
-        if value.dim() != x.dim() or value.shape[0] not in (B, 2 * B) or value.shape[1] not in channels:
-            wanted = "[B or 2B, C or 2C, *]" if len(channels) == 2 else "[B or 2B, C, *]"
-            raise ValueError(f"{name} must have shape {wanted} for x of shape {list(x.shape)}, got {list(value.shape)}")
-        _check.floating(name, value, (*value.shape[:2], *spatial), x.device)
+def _check_network(name, value, wanted, dtype, device, halves):
+    """[B or 2B, C or 2C (where halves allow it), *], floating."""
+    _check.is_tensor(name, value)
+    shape, kind = value.shape, value.dtype
+    if shape != wanted:
+        B, C, *space = wanted
+        channels = [half * C for half in halves]
+        if len(shape) != len(wanted) or shape[0] not in (B, 2 * B) or shape[1] not in channels or list(shape[2:]) != space:
+            rule = "[B or 2B, C or 2C, *]" if len(halves) == 2 else "[B or 2B, C, *]"
+            raise ValueError(f"{name} must have shape {rule} for x of shape {list(wanted)}, got {list(shape)}")
+    if kind not in _check.FLOATS:
+        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {kind}")
+    if value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
 
 
-def _check_rows(x, rows, row, gain, bound, shrink):
-    B, device = x.shape[0], x.device
+def _check_rows(rows, row, rng, sample_ids, shape, dtype, device):
     _check.is_tensor("rows", rows)
-    if rows.dim() != 2 or rows.shape[1] != row_table.WIDTH or rows.shape[0] == 0:
-        raise ValueError(f"rows must have shape [R, {row_table.WIDTH}], got {list(rows.shape)}")
-    arithmetic = torch.float64 if x.dtype is torch.float64 else torch.float32
-    _check.tensor("rows", rows, rows.shape, arithmetic, device)
     _check.is_tensor("row", row)
-    if row.dim() > 1 or row.numel() not in (1, B):
-        raise ValueError(f"row must have shape [], [1] or [{B}], got {list(row.shape)}")
-    _check.tensor("row", row, row.shape, torch.int64, device)
+    table, place, B = rows.shape, row.shape, shape[0]
+    if len(table) != 2 or table[1] != row_table.WIDTH or table[0] == 0:
+        raise ValueError(f"rows must have shape [R, {row_table.WIDTH}], got {list(table)}")
+    if place not in ((), (1,), (B,)):
+        raise ValueError(f"row must have shape [], [1] or [{B}], got {list(place)}")
+    arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
+    each = "rows", rows, table, arithmetic, "row", row, place, torch.int64
+    if rng is sample_ids is None:
+        _check.tensors(device, *each)
+    else:
+        _check.counters(rng, sample_ids, B, device, *each)
     if _check.SYNCHRONISE:
-        _check.within("row", row, rows.shape[0])
-    if gain is not None:
-        _check.tensor("gain", gain, (B,), torch.float32, device)
-    if bound is not None:
-        _check.tensor("bound", bound, (B,), torch.float32, device)
-    if shrink is not None:
-        _check.tensor("shrink", shrink, (B,), torch.float32, device)
-
-
-def _contiguous(tensor):
-    return tensor if tensor is None else tensor.contiguous()
+        _check.within("row", row, table[0])
 
 
 def _reverse_step(x, model_output, out, rows, row, model_input, history, noise, rng, sample_ids, extra, mask, known,
                   known_noise, gain, bound, shrink, backend):  # fmt: skip
-    _check.disjoint(
-        {"out": out, "history": history, "model_input": model_input},
-        {"x": x, "model_output": model_output, "noise": noise, "extra": extra, "mask": mask, "known": known,
-         "known_noise": known_noise},
+    given = out, history, model_input
+    state = x
+    last = not x.is_contiguous()
+    if last:
+        state = _layout.dense(x)
+        last = not state.is_contiguous()
+    out = state if out is x else _like_state(out, last)
+    if model_output is not None and not model_output.is_contiguous():
+        model_output = _layout.dense(model_output)
+    extras = not (history is noise is extra is mask is known is known_noise is model_input is None)
+    if extras:
+        model_input = _layout.dense(model_input)
+        history = history if history is None else _slots(history, last)
+        mask = mask if mask is None else _layout.in_layout(mask.to(x.dtype), last)
+        noise, extra, known, known_noise = (_layout.in_layout(v, last) for v in (noise, extra, known, known_noise))
+    if not (gain is bound is shrink is None):
+        gain, bound, shrink = (v if v is None else v.contiguous() for v in (gain, bound, shrink))
+    if rng is not None:
+        rng, sample_ids = rng.contiguous(), sample_ids.contiguous()
+    if model_output is not None:
+        _check.disjoint("out", out, _READ[1:2], (model_output,))
+    if extras or out is not state:
+        _check_apart(out, model_input, history, (state, model_output, noise, extra, mask, known, known_noise))
+    _dispatch.function("reverse_step", backend, state)(
+        state, model_output, rows.contiguous(), row.contiguous(), out, model_input, history, noise, rng, sample_ids, extra,
+        mask, known, known_noise, gain, bound, shrink,
     )  # fmt: skip
-    state = _layout.dense(x)
-    last = _layout.addressed_last(state)
-    dense_out = state if out is x else _like_state(out, last)
-    dense_history = history if history is None else _slots(history, last)
-    dense_input = _layout.dense(model_input)
-    _dispatch.run(
-        "reverse_step", backend, x,
-        state, _layout.dense(model_output), rows.contiguous(), row if row.dim() else row[None], dense_out, dense_input,
-        dense_history, _layout.in_layout(noise, last), _contiguous(rng), _contiguous(sample_ids),
-        _layout.in_layout(extra, last), mask if mask is None else _layout.in_layout(mask.to(x.dtype), last),
-        _layout.in_layout(known, last), _layout.in_layout(known_noise, last), _contiguous(gain), _contiguous(bound),
-        _contiguous(shrink),
-    )  # fmt: skip
-    for given, dense in ((out, dense_out), (history, dense_history), (model_input, dense_input)):
-        if given is not dense:
-            given.copy_(dense)
+    if out is not given[0]:
+        given[0].copy_(out)
+    if extras:
+        for before, dense in ((given[1], history), (given[2], model_input)):
+            if before is not dense:
+                before.copy_(dense)
+
+
+_READ = ("x", "model_output", "noise", "extra", "mask", "known", "known_noise")
+
+
+def _check_apart(out, model_input, history, read):
+    _check.disjoint("out", out, _READ, read)
+    if model_input is not None:
+        _check.disjoint("model_input", model_input, _READ[1:], read[1:])
+        _check.disjoint("model_input", model_input, ("out", "x"), (out, read[0]), identical=False)
+    if history is not None:
+        _check.disjoint("history", history, ("out", "model_input", *_READ), (out, model_input, *read), identical=False)
 
 
 def _like_state(out, last):

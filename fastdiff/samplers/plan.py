@@ -19,8 +19,10 @@ class Plan:
         columns: coefficients by their names in `fastdiff.ops.rows`, a number or [S] each; 0 where not given, but w = 1,
             bound = inf, write = -1, c_in = 1.
 
-    Attributes: rows [S, 24] float64, time [S], call (S bools). `plan["std"]` is a column [S], `len(plan)` is S. Raises
-    TypeError or ValueError that names the column: finite in float32, bound positive, write one of -1, 0, 1, 2.
+    Attributes: rows [S, 24] float64, time [S], call (S bools); learned: a row reads the network's variance channels;
+    multistep: a row reads or writes history; scales_input: c_in is not 1 everywhere; input_scale: c_in of row 0.
+    `plan["std"]` is a column [S], `len(plan)` is S. Raises TypeError or ValueError that names the column: finite in
+    float32, bound positive, write one of -1, 0, 1, 2.
     """
 
     def __init__(self, time, *, call=True, **columns):
@@ -37,6 +39,10 @@ class Plan:
             if name not in COLUMNS:
                 raise TypeError(f"columns must be among {', '.join(NAMES)}, got {name!r}")
             self.rows[:, COLUMNS[name]] = _column(name, value, S)
+        self.learned = self._uses("l_1")
+        self.multistep = self._uses("write", "c_1", "c_2", "c_3")
+        self.input_scale = self["c_in"][0].item()
+        self.scales_input = self._uses("c_in")
 
     def __len__(self):
         return len(self.rows)
@@ -46,7 +52,7 @@ class Plan:
 
     def __repr__(self):
         """The first and the last rows, without the columns that are nowhere used."""
-        used = [name for name in NAMES if (self[name] != _DEFAULTS.get(name, 0.0)).any()]
+        used = [name for name in NAMES if self._uses(name)]
         shown = range(len(self)) if len(self) <= 6 else (0, 1, 2, None, len(self) - 2, len(self) - 1)
         lines = [["row", "time", "call", *used]]
         for row in shown:
@@ -60,15 +66,9 @@ class Plan:
         table = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
         return "\n".join([f"Plan of {len(self)} rows", *table])
 
-    @property
-    def learned(self):
-        """Whether a row reads the network's variance channels."""
-        return bool((self["l_1"] != 0).any())
-
-    @property
-    def multistep(self):
-        """Whether a row reads or writes history."""
-        return bool((self["write"] >= 0).any() or any((self[name] != 0).any() for name in ("c_1", "c_2", "c_3")))
+    def _uses(self, *names):
+        """Whether any of these columns differs from its default."""
+        return any((self[name] != _DEFAULTS.get(name, 0.0)).any().item() for name in names)
 
     def table(self, device=None, dtype=torch.float32):
         """rows on `device`, float32 or, for a float64 state, float64."""

@@ -30,8 +30,8 @@ class Sampler:
     Args:
         model: callable, model(x, t) -> [B, C, *], with x [B, C, *] and t [B], int64 timesteps of the process that it
             was trained on. x is reused from row to row: a model that keeps it must clone it. A module runs in
-            evaluation mode and is left in the mode it came in. `model.sample_shape` = (C, H, W) lets `sample` take a number;
-            `model.memory_format` = torch.channels_last asks for that layout.
+            evaluation mode and is left in the mode it came in. `model.sample_shape` = (C, H, W) lets `sample` take a
+            number; `model.memory_format` = torch.channels_last asks for that layout.
         process: `fastdiff.GaussianProcess`.
         solver: "ddpm", or a function (process, timesteps, *, clip) -> Plan.
         steps: number of rows, evenly spaced over the process, or the timesteps to use; None: every timestep.
@@ -110,8 +110,8 @@ class Sampler:
         sample_ids = torch.tensor(ids, dtype=torch.int64, device=device)
         x = ops.normal((len(ids), *shape), counters[:2], sample_ids, memory_format=memory_format)
         plan, model_input = self.plan, None
-        if dtype not in (None, torch.float32) or (plan["c_in"] != 1).any():
-            model_input = (plan["c_in"][0].item() * x).to(dtype or torch.float32)
+        if dtype not in (None, torch.float32) or plan.scales_input:
+            model_input = (plan.input_scale * x).to(dtype or torch.float32)
         times = plan.time.float() if plan.time.is_floating_point() else plan.time
         return _Run(
             x=x,

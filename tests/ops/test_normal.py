@@ -88,7 +88,7 @@ def test_ten_million_draws_are_standard_normal():
     assert stats.kstest(n.numpy(), "norm").pvalue > 1e-3
     neighbours = (n[:-1] * n[1:]).mean()
     assert abs(float(neighbours)) < 5 / size**0.5
-    assert int((n.abs() > 5).sum()) == pytest.approx(5.7e-7 * size, abs=5 * 5.7**0.5) and (n > 5).any() and (n < -5).any()
+    assert 0 < int((n.abs() > 5).sum()) == pytest.approx(5.7e-7 * size, abs=5 * 5.7**0.5)
 
 
 def test_different_seeds_draws_ids_and_streams_differ(backend, device):

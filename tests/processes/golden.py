@@ -1,4 +1,4 @@
-"""Numbers recorded by running improved-diffusion (commit 1bc7bbb) and diffusers 0.42.1, and the network they were run on."""
+"""Numbers recorded by running improved-diffusion (commit 1bc7bbb) and diffusers 0.42.1, and the former's network."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,13 @@ import torch
 def load(name):
     """Arrays of tests/data/<name>.npz as tensors, JSON texts parsed."""
     with np.load(Path(__file__).parents[1] / "data" / f"{name}.npz", allow_pickle=False) as file:
-        return {key: json.loads(str(file[key])) if file[key].dtype.kind == "U" else as_tensor(file[key]) for key in file}
-
-
-def as_tensor(array):
-    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+        arrays = {key: file[key] for key in file}
+    texts = {key: json.loads(str(array)) for key, array in arrays.items() if array.dtype.kind == "U"}
+    return {key: torch.as_tensor(array) for key, array in arrays.items() if key not in texts} | texts
 
 
 def network(constants, prediction):
-    """out_c = A_c x_c + g (b_c cos(t / 50) + 0.1 tanh(x_{c+1})), (A, g) = (a, 1) for eps and (a2, 0.01) for x0 and xprev.
+    """out_c = A_c x_c + g (b_c cos(t / 50) + 0.1 tanh(x_{c+1})), (A, g) = (a, 1) for eps, (a2, 0.01) for x0 and xprev.
 
     constants: maps a, a2, b to [C]. Returns model(x, t), which computes in x's dtype.
     """

@@ -10,7 +10,7 @@ import torch
 from fastdiff import GaussianProcess, ops, schedules
 from tests.processes.golden import error, load
 
-TABLES = [name for name, value in vars(GaussianProcess(schedules.linear(20) * 0.9)).items() if isinstance(value, torch.Tensor)]
+TABLES = [name for name, value in vars(GaussianProcess([0.1, 0.2])).items() if isinstance(value, torch.Tensor)]
 FILES = {"linear1000": schedules.linear(1000), "cosine100": schedules.cosine(100)}
 
 
@@ -46,7 +46,7 @@ def test_variance_of_a_reverse_step_is_the_recorded_one(recorded, name, variance
 
 def test_tables_agree_with_their_definitions():
     p = GaussianProcess(schedules.linear(1000), variance="fixed_large")
-    torch.testing.assert_close(p.alpha.square() + p.sigma.square(), torch.ones(1000, dtype=torch.float64), rtol=1e-15, atol=0)
+    torch.testing.assert_close(p.alpha.square() + p.sigma.square(), torch.ones_like(p.betas), rtol=1e-15, atol=0)
     torch.testing.assert_close(p.sigma[0], p.betas[0].sqrt(), rtol=1e-15, atol=0)
     torch.testing.assert_close(p.snr, p.alpha.square() / p.sigma.square())
     torch.testing.assert_close(p.logsnr, p.snr.log())
@@ -134,9 +134,10 @@ def test_the_process_keeps_a_copy_of_betas():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda process: pickle.loads(pickle.dumps(process))])
 def test_copies_are_equal_and_leave_device_tables_behind(duplicate):
     process = GaussianProcess(schedules.linear(50), "v", "fixed_large").respace(10)
+    size = len(pickle.dumps(process))
     process.table("alpha", "cpu")
     twin = duplicate(process)
-    assert len(pickle.dumps(twin)) == len(pickle.dumps(GaussianProcess(schedules.linear(50), "v", "fixed_large").respace(10)))
+    assert len(pickle.dumps(twin)) == size
     assert repr(twin) == repr(process) == "GaussianProcess(10 timesteps, prediction='v', variance='fixed_large')"
     for table in TABLES:
         assert torch.equal(getattr(twin, table), getattr(process, table))

@@ -93,5 +93,5 @@ def test_zero_terminal_snr_takes_the_limits(prediction):
 
 @pytest.mark.parametrize("prediction", ["eps", "score", "xprev"])
 def test_zero_terminal_snr_leaves_x0_unknown(prediction):
-    with pytest.raises(ValueError, match=f"prediction must be 'v' or 'x0' where alphas_cumprod reaches 0.* got '{prediction}'"):
+    with pytest.raises(ValueError, match=rf"prediction must be 'v' or 'x0' where .*, got '{prediction}'"):
         GaussianProcess([0.1, 1.0], prediction)

@@ -25,7 +25,7 @@ def test_tables_are_the_recorded_ones(name, T):
 
 
 def test_ends_of_the_linear_schedule():
-    torch.testing.assert_close(schedules.linear()[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64), rtol=1e-15, atol=0)
+    assert schedules.linear()[[0, -1]].tolist() == pytest.approx([1e-4, 0.02], rel=1e-15)
     assert schedules.linear(20)[-1] == 1
 
 
@@ -42,9 +42,9 @@ def test_T_must_be_positive(schedule, T):
 
 
 def test_other_bad_arguments():
-    with pytest.raises(TypeError, match="T must be a positive int, got 10.0"):
+    with pytest.raises(TypeError, match=r"T must be a positive int, got 10\.0"):
         schedules.cosine(10.0)
-    with pytest.raises(ValueError, match="T must be at least 20.* got 19"):
+    with pytest.raises(ValueError, match=r"T must be at least 20.* got 19"):
         schedules.linear(19)
     with pytest.raises(ValueError, match=r"max_beta must be in \(0, 1\], got 2"):
         schedules.cosine(10, max_beta=2)

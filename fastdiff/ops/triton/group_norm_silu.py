@@ -264,10 +264,12 @@ def row_stride(tensor):
 
 
 def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
-    """Fills y [B, C, *] and mean, rstd [B, G], float32, of x + add."""
+    """Fills y [B, C, *] and, where they are wanted, mean and rstd [B, G], float32, of x + add."""
     if x.numel() == 0:
         return
     B, C = x.shape[:2]
+    if mean is None:
+        mean, rstd = torch.empty((2, B, groups), dtype=torch.float32, device=x.device)
     S, D = x[0, 0].numel(), C // groups
     last, count = channels_last(x), float(D * S)
     plan = plan_groups(S, groups, D, last, x.element_size())

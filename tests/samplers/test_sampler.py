@@ -1,0 +1,362 @@
+"""The loop: what the network is given, bits, modes, errors."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fastdiff
+from fastdiff import GaussianProcess, Sampler, schedules
+from fastdiff.samplers import Plan, ddpm
+
+SHAPE = (3, 8, 8)
+
+
+class Net(torch.nn.Module):
+    """A convolution with dropout and a sample shape."""
+
+    sample_shape = SHAPE
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.frozen = torch.nn.BatchNorm2d(3).eval()
+
+    def forward(self, x, t):
+        return self.dropout(self.conv(x)) + 0.001 * t.view(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def process():
+    return GaussianProcess(schedules.linear(1000))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def elementwise(x, t):
+    return 0.1 * x.tanh() + 0.001 * t.view(-1, 1, 1, 1)
+
+
+# ---- Noise and bits ----
+
+
+def test_a_sample_depends_on_seed_and_id_alone(backend, process):
+    sampler = Sampler(elementwise, process, steps=5)
+    whole = sampler.sample((64, *SHAPE), seed=5)
+    assert torch.equal(sampler.sample((1, *SHAPE), seed=5, sample_ids=[17]), whole[17:18])
+    assert torch.equal(sampler.sample((3, *SHAPE), seed=5, sample_ids=torch.tensor([40, 2, 63])), whole[[40, 2, 63]])
+    assert torch.equal(sampler.sample((24, *SHAPE), seed=5, sample_ids=range(40, 64)), whole[40:])
+    assert torch.equal(sampler.sample((64, *SHAPE), seed=5), whole)
+    assert not torch.equal(sampler.sample((64, *SHAPE), seed=6), whole)
+    assert len({tuple(sample.flatten()[:8].tolist()) for sample in whole}) == 64
+
+
+def test_a_sample_is_the_same_in_a_batch_of_4096(process):
+    sampler = Sampler(elementwise, process, steps=2)
+    whole = sampler.sample((4096, 1, 3, 3), seed=5)
+    assert torch.equal(sampler.sample((1, 1, 3, 3), seed=5, sample_ids=[4095]), whole[4095:])
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
+def test_any_64_bit_seed(process, seed):
+    sampler = Sampler(elementwise, process, steps=2)
+    wrapped = (seed + 2**63) % 2**64 - 2**63
+    assert torch.equal(sampler.sample((1, 1, 2, 2), seed=seed), sampler.sample((1, 1, 2, 2), seed=wrapped))
+
+
+def test_fixed_batches_make_bytes_independent_of_n(process, net):
+    sizes = []
+
+    class Recording(Net):
+        def forward(self, x, t):
+            sizes.append(len(x))
+            return super().forward(x, t)
+
+    model = Recording()
+    model.load_state_dict(net.state_dict())
+    sampler = Sampler(model, process, steps=3)
+    ten = sampler.sample(10, seed=2, batch_size=4)
+    assert sizes == [4] * 9
+    for n in (1, 4, 7, 13):
+        samples = sampler.sample(n, seed=2, batch_size=4)
+        assert samples.shape == (n, *SHAPE)
+        assert samples[:10].numpy().tobytes() == ten[:n].numpy().tobytes()
+    torch.testing.assert_close(sampler.sample(10, seed=2), ten)
+
+
+def test_no_samples(process, net):
+    assert Sampler(net, process, steps=2).sample(0).shape == (0, *SHAPE)
+    assert Sampler(net, process, steps=2).sample(sample_ids=[], batch_size=4).shape == (0, *SHAPE)
+
+
+# ---- What the network is given ----
+
+
+def test_the_network_sees_original_timesteps(process):
+    seen = []
+
+    def model(x, t):
+        seen.append(t)
+        return torch.zeros_like(x)
+
+    Sampler(model, process.respace(range(0, 1000, 100)), steps=[0, 3, 9]).sample((2, 1, 4, 4))
+    assert all(t.dtype is torch.int64 and t.is_contiguous() for t in seen)
+    assert [t.tolist() for t in seen] == [[900, 900], [300, 300], [0, 0]]
+
+
+def test_all_timesteps_by_default(process):
+    assert len(Sampler(elementwise, process).plan) == 1000
+    assert Sampler(elementwise, process, steps=1).plan.time.tolist() == [0]
+
+
+def test_float_times_and_scaled_inputs_and_history(process):
+    """A plan with everything that the loop itself serves: c_in, history, rows without a call, float times."""
+    seen = []
+
+    def model(x, t):
+        seen.append((x.clone(), t))
+        return torch.ones_like(x)
+
+    def solver(process, timesteps, *, clip):
+        return Plan([0.5, 0.25, 0.125], call=[True, False, True], c_in=[2.0, 1.0, 3.0], c_x=[1, 1, 0],
+                    c_m=[1, 0, 0], write=[1, -1, -1], q_m=[7, 0, 0], c_2=[0, 0, 1])  # fmt: skip
+
+    steps = list(Sampler(model, process, solver).stream((1, 1, 2, 2)))
+    x_T = steps[0].x - 1
+    assert [t.tolist() for _, t in seen] == [[0.5], [0.125]] and seen[0][1].dtype is torch.float32
+    torch.testing.assert_close(seen[0][0], 2 * x_T)
+    torch.testing.assert_close(seen[1][0], 3 * steps[1].x)
+    assert torch.equal(steps[0].x, steps[1].x) and torch.equal(steps[2].x, torch.full_like(x_T, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_network_is_fed_its_own_dtype_and_the_state_is_float32(process, dtype):
+    seen = []
+
+    class Half(Net):
+        def forward(self, x, t):
+            seen.append(x.dtype)
+            return 0.1 * x
+
+    samples = Sampler(Half().to(dtype), process, steps=3).sample(2)
+    assert seen == [dtype] * 3 and samples.dtype is torch.float32
+    expected = Sampler(lambda x, t: 0.1 * x, process, steps=3).sample((2, *SHAPE))
+    torch.testing.assert_close(samples, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("precision, autocast", [("auto", None), ("fp32", None), ("bf16", torch.bfloat16)])
+def test_precision_of_a_float32_network(process, net, precision, autocast):
+    outputs = []
+    net.conv.register_forward_hook(lambda module, inputs, output: outputs.append((inputs[0].dtype, output.dtype)))
+    samples = Sampler(net, process, steps=2, precision=precision).sample(2)
+    assert outputs == [(torch.float32, autocast or torch.float32)] * 2 and samples.dtype is torch.float32
+
+
+def test_fp32_switches_a_surrounding_autocast_off(process, net):
+    outputs = []
+    net.conv.register_forward_hook(lambda module, inputs, output: outputs.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        Sampler(net, process, steps=1, precision="fp32").sample(1)
+        Sampler(net, process, steps=1).sample(1)
+    assert outputs == [torch.float32, torch.bfloat16]
+
+
+def test_channels_last_where_the_model_asks(process, net):
+    layouts = []
+    net.memory_format = torch.channels_last
+    net.conv.register_forward_hook(
+        lambda module, inputs, output: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    sampler = Sampler(net, process, steps=3)
+    samples = sampler.sample(2, seed=1)
+    assert layouts == [True] * 3 and samples.is_contiguous()
+    steps = list(sampler.stream(2, seed=1))
+    assert all(step.x.is_contiguous() and step.x0.is_contiguous() for step in steps)
+    del net.memory_format
+    torch.testing.assert_close(sampler.sample(2, seed=1), samples)
+
+
+# ---- Modes ----
+
+
+def test_a_module_runs_in_evaluation_mode_and_is_left_as_it_was(process, net):
+    during = []
+
+    def look(*_):
+        during.append((net.training, net.dropout.training, torch.is_grad_enabled()))
+
+    net.conv.register_forward_hook(look)
+    net.train()
+    net.frozen.eval()
+    sampler = Sampler(net, process, steps=2)
+    first = sampler.sample(1)
+    assert during == [(False, False, False)] * 2
+    assert (net.training, net.dropout.training, net.frozen.training) == (True, True, False)
+    assert torch.equal(sampler.sample(1), first)
+    for _ in sampler.stream(1):
+        assert (net.training, net.dropout.training, net.frozen.training) == (True, True, False)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_the_mode_is_restored_after_an_exception_which_passes_through(process, net):
+    def fail(*_):
+        raise KeyError("mine")
+
+    net.conv.register_forward_hook(fail)
+    with pytest.raises(KeyError, match="mine"):
+        Sampler(net, process, steps=2).sample(1)
+    assert net.training and torch.is_grad_enabled()
+
+
+def test_samples_can_be_trained_on(process, net):
+    sampler = Sampler(net, process, steps=2)
+    for samples in (sampler.sample(2), *next(sampler.stream(2))[2:]):
+        assert not samples.is_inference() and not samples.requires_grad
+        net(samples, torch.zeros(2)).sum().backward()
+
+
+def test_nan_passes_through_the_clip(backend, process):
+    def model(x, t):
+        output = torch.zeros_like(x)
+        output[0, 0, 0, 0] = torch.nan
+        return output
+
+    samples = Sampler(model, process, steps=4).sample((2, 1, 3, 3))
+    assert samples.isnan().sum() == 1 and samples[0, 0, 0, 0].isnan()
+
+
+def test_clip_bounds_the_last_step(process):
+    wild = lambda x, t: 100 * torch.ones_like(x)  # noqa: E731
+    assert Sampler(wild, process, steps=4).sample((1, 1, 3, 3)).unique().tolist() == [-1]
+    assert Sampler(wild, process, steps=4, clip=2.5).sample((1, 1, 3, 3)).unique().tolist() == [-2.5]
+    assert Sampler(wild, process, steps=4, clip=None).sample((1, 1, 3, 3)).abs().min() > 3
+
+
+def test_the_loop_reads_nothing_back(process, net):
+    """Fake tensors hold no data: any read of one by the host raises."""
+    sampler = Sampler(net, process, steps=5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert sampler.sample(4).shape == (4, *SHAPE)
+
+
+@pytest.mark.gpu
+def test_the_loop_does_not_synchronise(process, net):
+    sampler = Sampler(net.cuda(), process, steps=5)
+    sampler.sample(2)
+    run = sampler._start(SHAPE, [0, 1], 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with sampler._mode():
+            for row in range(5):
+                sampler._advance(run, sampler._call(run, row))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_gpu_samples_are_those_of_the_cpu(process):
+    sampler = Sampler(elementwise, process, steps=10)
+    on_cpu = sampler.sample((4, *SHAPE), seed=5)
+    sampler.device = "cuda"
+    torch.testing.assert_close(sampler.sample((4, *SHAPE), seed=5).cpu(), on_cpu, rtol=0, atol=1e-4)
+
+
+# ---- Looking at a run ----
+
+
+def test_stream_yields_every_row(process, net):
+    sampler = Sampler(net, process, steps=6)
+    steps = list(sampler.stream(3, seed=4))
+    assert [step.row for step in steps] == list(range(6))
+    assert [step.time for step in steps] == sampler.plan.time.tolist()
+    assert torch.equal(steps[-1].x, sampler.sample(3, seed=4))
+    assert all(step.x0.abs().max() <= 1 for step in steps) and len({step.x.data_ptr() for step in steps}) == 6
+    torch.testing.assert_close(steps[-1].x0, steps[-1].x)
+    retold = process.respace(6).posterior(steps[2].x0, steps[1].x, torch.full((3,), 3)).mean
+    assert (steps[2].x - retold).std().item() == pytest.approx(sampler.plan["std"][2].item(), rel=0.2)
+
+
+def test_progress(process, net, capsys):
+    sampler = Sampler(net, process, steps=5)
+    sampler.sample(3, batch_size=2)
+    assert capsys.readouterr().err == ""
+    sampler.sample(3, batch_size=2, progress=True)
+    assert "10/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
+def test_copies(process, net, duplicate):
+    sampler = Sampler(net, process, steps=3)
+    assert torch.equal(duplicate(sampler).sample(2), sampler.sample(2))
+
+
+def test_a_solver_may_be_a_function(process, net):
+    sampler = Sampler(net, process, solver=ddpm, steps=3)
+    assert torch.equal(sampler.sample(1), Sampler(net, process, steps=3).sample(1))
+
+
+# ---- Errors ----
+
+
+@pytest.mark.parametrize("options, kind, message", [
+    ({"model": 3}, TypeError, "model must be callable, got int"),
+    ({"solver": "dpmm"}, ValueError, "solver must be one of ddpm, or a function, got 'dpmm'"),
+    ({"steps": 0}, ValueError, r"steps must be an int in \[1, 1000\], got 0"),
+    ({"steps": 1001}, ValueError, r"steps must be an int in \[1, 1000\], got 1001"),
+    ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
+    ({"clip": 0.0}, ValueError, r"clip must be a positive number or None, got 0\.0"),
+    ({"clip": True}, ValueError, "clip must be a positive number or None, got True"),
+    ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
+    ({"model": Net().half(), "precision": "fp32"}, ValueError, r"must be auto for a model of torch.float16, got 'fp"),
+    ({"model": Net(), "device": "meta"}, ValueError, "device must be cpu, where the model is, got meta"),
+])  # fmt: skip
+def test_bad_options(process, options, kind, message):
+    with pytest.raises(kind, match=message):
+        Sampler(**{"model": elementwise, "process": process, **options})
+
+
+@pytest.mark.parametrize("arguments, kind, message", [
+    ({}, ValueError, "n must be given where sample_ids is not, got None"),
+    ({"n": -1}, ValueError, "n must be an int of at least 0, got -1"),
+    ({"n": 1.5}, TypeError, r"n must be an int, got 1\.5"),
+    ({"n": (1, 3, 0, 8)}, ValueError, "n's C, H, W must be an int of at least 1, got 0"),
+    ({"n": 2, "sample_ids": [1]}, ValueError, "sample_ids must hold n = 2 ids, got 1"),
+    ({"sample_ids": [2**32]}, ValueError, r"sample_ids must be in \[0, 2\*\*32\), got 4294967296"),
+    ({"sample_ids": [-1]}, ValueError, r"sample_ids must be in \[0, 2\*\*32\), got -1"),
+    ({"n": 1, "seed": 2**64}, ValueError, r"seed must be in \[-2\*\*63, 2\*\*64\), got"),
+])  # fmt: skip
+def test_bad_arguments(process, net, arguments, kind, message):
+    sampler = Sampler(net, process, steps=2)
+    for method in (sampler.sample, sampler.stream):
+        with pytest.raises(kind, match=message):
+            method(**arguments)
+
+
+def test_other_bad_arguments(process, net):
+    with pytest.raises(ValueError, match=r"n must be a shape \(n, C, H, W\) for a model without sample_shape, got 4"):
+        Sampler(elementwise, process, steps=2).sample(4)
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got 0"):
+        Sampler(net, process, steps=2).sample(4, batch_size=0)
+
+
+@pytest.mark.parametrize("output, kind, message", [
+    (lambda x: (x,), TypeError, "model must return a tensor, got tuple"),
+    (lambda x: x[:, :1], ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 1, 8, 8\]"),
+    (lambda x: torch.cat([x, x], 1), ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 6, 8, 8\]"),
+    (lambda x: x.to("meta"), ValueError, "model must return a tensor on cpu, got meta"),
+    (lambda x: x.long(), ValueError, "model_output must be float32, float16, bfloat16 or float64, got torch.int64"),
+])  # fmt: skip
+def test_bad_outputs(process, output, kind, message):
+    with pytest.raises(kind, match=message):
+        Sampler(lambda x, t: output(x), process, steps=2).sample((2, *SHAPE))
+
+
+def test_the_public_name():
+    assert fastdiff.Sampler is Sampler
