@@ -1,5 +1,5 @@
-// The functions that the per-element formulas of philox.h and step.h are written in, over float and double here and over
-// vfloat in cpu/simd.h, so that one text serves the device, the host's scalars and its vectors.
+// The functions that the per-element formulas of philox.h and step.h are written in, over float and double here and
+// over vfloat in cpu/simd.h, so that one text serves the device, the host's scalars and its vectors.
 #pragma once
 #include "dtype.h"
 

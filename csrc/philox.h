@@ -1,4 +1,4 @@
-// The counter RNG (DESIGN 4): Philox4x32-10 and Box-Muller, one text for the device, the host's scalars and its vectors.
+// The counter RNG: Philox4x32-10 and Box-Muller, one text for the device, the host's scalars and its vectors.
 //
 // Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011; Box and Muller, 1958.
 #pragma once
@@ -7,8 +7,8 @@
 namespace fastdiff {
 namespace FD_SPACE {
 
-// ln(1 + f) = f - f^2 / 2 + f^3 (kLog0 + kLog1 f + ...) for 1 + f in [sqrt(1/2), sqrt(2)). The Triton kernels use the same
-// coefficients.
+// ln(1 + f) = f - f^2 / 2 + f^3 (kLog0 + kLog1 f + ...) for 1 + f in [sqrt(1/2), sqrt(2)). The Triton kernels use the
+// same coefficients.
 constexpr float kLog0 = 0.33333331174f, kLog1 = -0.24999993993f, kLog2 = 0.20000714765f, kLog3 = -0.16668057665f,
                 kLog4 = 0.14249322787f, kLog5 = -0.12420140846f, kLog6 = 0.1167699874f, kLog7 = -0.1151461031f,
                 kLog8 = 0.070376836292f;

@@ -1,7 +1,7 @@
 // The per-element formulas of q_sample and reverse_step (DESIGN 5), shared by cpu/ and cuda/.
 //
 // Value is float, double, or on the host vfloat; Real the coefficients' type, float or double. Which terms exist is a
-// bit set over RowColumn, uniform over a sample: a term whose bit is clear is not computed, so its value may be anything.
+// bit set over RowColumn, uniform over a sample: a term whose bit is clear is not computed, its value may be anything.
 #pragma once
 #include "arithmetic.h"
 

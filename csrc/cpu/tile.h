@@ -1,6 +1,6 @@
 // Elementwise kernels work on tiles: up to kTile elements of one sample, consecutive in the memory order of the op's
 // state, as float (double for float64) in buffers that stay in the nearest cache. A tensor that already looks like that
-// is used in place; any other dtype or layout is converted on the way in and out. Tiles are the fixed partition of work.
+// is used in place; any other dtype or layout is converted on the way in and out. Tiles are the fixed partition.
 #pragma once
 #include "convert.h"
 #include "noise.h"
@@ -59,8 +59,8 @@ FD_SIMD bool flat(const View& view, const Grid& grid) {
   return channel_fits && (grid.S == 1 || view.space == (grid.last ? grid.C : 1));
 }
 
-// run(c, s, count, at): elements (c, s ... s + count - 1) stand at positions at, at + stride, ... of the tile; stride is
-// C in channels_last and 1 otherwise. Runs do not cross the rows of W elements.
+// run(c, s, count, at): elements (c, s ... s + count - 1) stand at positions at, at + stride, ... of the tile; stride
+// is C in channels_last and 1 otherwise. Runs do not cross the rows of W elements.
 template <class Run>
 static inline void for_each_run(const Grid& grid, const Tile& tile, int64_t W, const Run& run) {
   const int64_t end = tile.begin + tile.n;
