@@ -65,18 +65,19 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
 // 1 + exp(-h) = 1 + 2^n * 2^r, the reciprocal of the logistic function. Limits keep 2^n a number; h itself carries NaN
-// and infinity into whatever is divided by this. 2^r = 1 + r q(r) within 1e-7 for |r| <= 1/2 (minimax).
+// and infinity into whatever is divided by this. 2^r = 1 + r q(r) within 3e-9 for |r| <= 1/2 (minimax).
 FD_SIMD vfloat one_plus_exp_minus(vfloat h) {
   const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
   const vfloat minus_log2e = set1(-1.44269504088896341f);
   const vfloat limited = limit(h, -87.5f, 87.0f);
   const vfloat shifted = madd(limited, minus_log2e, magic);
   const vfloat r = madd(limited, minus_log2e, magic - shifted);
-  vfloat q = set1(1.3264727e-3f);
-  q = madd(q, r, set1(9.671513e-3f));
-  q = madd(q, r, set1(5.5507336e-2f));
-  q = madd(q, r, set1(2.4022242e-1f));
-  q = madd(q, r, set1(6.93147e-1f));
+  vfloat q = set1(1.53292727e-4f);
+  q = madd(q, r, set1(1.33909704e-3f));
+  q = madd(q, r, set1(9.61849932e-3f));
+  q = madd(q, r, set1(5.55035956e-2f));
+  q = madd(q, r, set1(2.40226477e-1f));
+  q = madd(q, r, set1(6.93147182e-1f));
   q = madd(q, r, set1(1.0f));
   return as_float(as_uint(q) + (as_uint(shifted) << 23)) + 1.0f;
 }
@@ -276,6 +277,12 @@ template <class S> FD_SIMD void fill(S* p, int64_t n, S v) {
 FD_SIMD float first_lane(vfloat v) { return v[0]; }
 FD_SIMD double first_lane(double v) { return v; }
 
+// What rounding takes of a - b.
+template <class V> FD_SIMD V rounded_off(V a, V b) {
+  const V difference = a - b, subtracted = a - difference;
+  return (a - (difference + subtracted)) + (subtracted - b);
+}
+
 // n values of a plain type, not initialised.
 template <class V> struct Scratch {
   V* const data;
@@ -341,11 +348,10 @@ template <class T, class Params> struct Geometry {
     });
     each_vector<T>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
       V low = load(t.offset.v + i);
-      if (p.add) {   // center - add, and what rounding takes of it
+      if (p.add) {
         const V center = load(t.center.v + i), add = get(p.add, p.add_dtype, b * p.add_stride + c0 + i, lanes);
-        const V difference = center - add, subtracted = center - difference;
-        low += (center - (difference + subtracted)) + (subtracted - add);
-        store(t.center.v + i, difference);
+        low += rounded_off(center, add);
+        store(t.center.v + i, center - add);
       }
       store(t.offset.v + i, -low * load(t.rstd.v + i));
       V gain = p.weight ? get(p.weight, p.weight_dtype, c0 + i, lanes) : broadcast(Scalar<T>(1));

@@ -13,12 +13,19 @@ namespace {
 constexpr int kGroups = 64;            // groups taken together in one unit of work
 constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one float32 sum of a run
 constexpr int64_t kChunk = 32768;      // elements of a chunk of rows
-constexpr int64_t kChunkRows = 1024;   // rows of one float32 sum of a column
+constexpr int64_t kChunkRows = 64;     // rows of one float32 sum of a column
+template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
 template <bool kSilu, class P> FD_SIMD P activate(P h) {
   if (kSilu) return h / one_plus_exp_minus(h);
   return h;
 }
+
+// A pivot as T holds it: what is subtracted has then as few digits as x, and no sum rounds always to the same side.
+FD_SIMD float as_stored(float v, float) { return v; }
+FD_SIMD float as_stored(float v, half_t) { return to_float(to_half(v)); }
+FD_SIMD float as_stored(float v, bfloat16_t) { return to_float(to_bfloat16(v)); }
+FD_SIMD double as_stored(double v, double) { return v; }
 
 struct Totals { double sum, squares; };   // of x + add - pivot
 
@@ -56,16 +63,18 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
 
   // ---- Runs ----
 
-  // Adds the totals of a run of n elements.
+  // Adds the totals of a run of n elements, piece by piece.
   void add_run(const T* x, int64_t n, S center, PackOf<T, 2>& sums, PackOf<T, 2>& squares) const {
-    const PackOf<T, 2> c = broadcast_pack<2>(center);
-    PackOf<T, 2> s = sums, q = squares;
-    sweep<T, 2>(n, [&](auto at) FD_INLINE {
-      const PackOf<T, 2> d = at.keep_new(at.load(x) - c);
-      s = s + d;
-      q = madd(d, d, q);
-    });
-    sums = s, squares = q;
+    const PackOf<T, 2> c = broadcast_pack<2>(center), zero = broadcast_pack<2>(S(0));
+    for (int64_t begin = 0; begin < n; begin += kPiece<T>) {
+      PackOf<T, 2> s = zero, q = zero;
+      sweep<T, 2>(n - begin < kPiece<T> ? n - begin : kPiece<T>, [&](auto at) FD_INLINE {
+        const PackOf<T, 2> d = at.keep_new(at.load(x + begin) - c);
+        s = s + d;
+        q = madd(d, d, q);
+      });
+      sums = sums + s, squares = squares + q;
+    }
   }
 
   S pivot_of(const T* x, int64_t b, int64_t g) const {
@@ -76,7 +85,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
       sweep<T, 2>(p.S, [&](auto at) FD_INLINE { sums = sums + at.keep_new(at.load(x + c * p.S)); });
       total += double(sum(sums)) + double(p.S) * add_of(b, c);
     }
-    return S(total / double(count));
+    return as_stored(S(total / double(count)), T());
   }
 
   // Blocks of channels whose elements make one float32 sum.
@@ -86,18 +95,25 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
   Totals block_totals(const T* x, int64_t b, int64_t g, int64_t block, S pivot) const {
     const int64_t c0 = g * D + block * block_channels(), rest = (g + 1) * D - c0;
     const int64_t count = rest < block_channels() ? rest : block_channels();
-    const int64_t runs = p.add ? count : 1, length = p.add ? p.S : count * p.S;
+    if (!p.add) return run_totals(x + c0 * p.S, count * p.S, pivot, 0);
     Totals total = {0, 0};
-    PackOf<T, 2> sums = broadcast_pack<2>(S(0)), squares = sums;
-    for (int64_t run = 0; run < runs; ++run)
-      for (int64_t begin = 0; begin < length; begin += kUnit) {
-        const int64_t n = length - begin < kUnit ? length - begin : kUnit;
-        add_run(x + c0 * p.S + run * length + begin, n, pivot - add_of(b, c0 + run), sums, squares);
-        if (n < kUnit) continue;
-        total.sum += sum(sums), total.squares += sum(squares);
-        sums = squares = broadcast_pack<2>(S(0));
-      }
-    return {total.sum + sum(sums), total.squares + sum(squares)};
+    for (int64_t c = c0; c < c0 + count; ++c) {
+      const S add = add_of(b, c);
+      const Totals run = run_totals(x + c * p.S, p.S, pivot - add, -rounded_off(pivot, add));
+      total.sum += run.sum, total.squares += run.squares;
+    }
+    return total;
+  }
+
+  // Of x - center + off.
+  Totals run_totals(const T* x, int64_t n, S center, double off) const {
+    Totals total = {0, 0};
+    for (int64_t begin = 0; begin < n; begin += kUnit) {
+      PackOf<T, 2> sums = broadcast_pack<2>(S(0)), squares = sums;
+      add_run(x + begin, n - begin < kUnit ? n - begin : kUnit, center, sums, squares);
+      total.sum += sum(sums), total.squares += sum(squares);
+    }
+    return {total.sum + double(n) * off, total.squares + off * (2 * total.sum + double(n) * off)};
   }
 
   Stats<S> group_stats(int64_t b, int64_t g, int threads, Totals* partial) const {
@@ -191,7 +207,27 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
       if (p.add)
         for (int64_t c = c0; c < c1; ++c) pivot[c / D] += S(count * repeat) * add_of(b, c);
     });
-    for (int64_t g = 0; g < p.G; ++g) pivot[g] /= S(count * repeat * D);
+    for (int64_t g = 0; g < p.G; ++g) pivot[g] = as_stored(pivot[g] / S(count * repeat * D), T());
+  }
+
+  // center -= add of channels [c0, c1), and what rounding put on it, for each column.
+  void subtract_add(int64_t b, int64_t c0, int64_t c1, Channels<T>& center, Channels<T>& off) const {
+    for (int64_t c = c0; c < c1; ++c) {
+      const S add = add_of(b, c), pivot = center.v[c - c0];
+      center.v[c - c0] = pivot - add;
+      off.v[c - c0] = -rounded_off(pivot, add);
+    }
+    this->spread(off, c1 - c0);
+  }
+
+  // Sums over n rows of d to those of d + off.
+  void restore(const Channels<T>& off, S n, int64_t columns, Channels<T>& sums, Channels<T>& squares) const {
+    const PackOf<T, 2> count = broadcast_pack<2>(n);
+    sweep<T, 2>(columns, [&](auto at) FD_INLINE {
+      const PackOf<T, 2> o = at.term(off.v), s = at.term(sums.v);
+      at.set_term(squares.v, madd(o, s + madd(count, o, s), at.term(squares.v)));
+      at.set_term(sums.v, madd(count, o, s));
+    });
   }
 
   void chunk_totals(int64_t b, int64_t chunk, const S* pivot, Totals* totals) const {
@@ -199,10 +235,9 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     const int64_t row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
     for (int64_t g = 0; g < p.G; ++g) totals[g] = {0, 0};
     each_column_block([&](int64_t c0, int64_t c1) {
-      Channels<T> center, sums, squares;
+      Channels<T> center, off, sums, squares;
       this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) { fill(center.v + i0, i1 - i0, pivot[g]); });
-      if (p.add)
-        for (int64_t c = c0; c < c1; ++c) center.v[c - c0] -= add_of(b, c);
+      if (p.add) subtract_add(b, c0, c1, center, off);
       this->spread(center, c1 - c0);
       clear(sums, (c1 - c0) * repeat);
       clear(squares, (c1 - c0) * repeat);
@@ -214,6 +249,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
           at.set_term(squares.v, madd(d, d, at.term(squares.v)));
         });
       }
+      if (p.add) restore(off, S(row1 - row0), (c1 - c0) * repeat, sums, squares);
       reduce(sums, c0, c1, [&](int64_t g, S sum) { totals[g].sum += sum; });
       reduce(squares, c0, c1, [&](int64_t g, S sum) { totals[g].squares += sum; });
     });

@@ -214,6 +214,11 @@ def affine(n, weight, bias, scale, shift):
     return h if shift is None else h + spread(shift, n)
 
 
+def sigmoid(h):
+    """torch.sigmoid rounds the last elements of a tensor otherwise than the others, torch.exp does not."""
+    return 1 / (1 + torch.exp(-h))
+
+
 def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
     if x.numel() == 0:
         return
@@ -226,7 +231,7 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     centred = grouped - first - drift
     deviation = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     h = affine((centred * deviation).reshape(x.shape), weight, bias, scale, shift)
-    y.copy_(torch.nn.functional.silu(h) if silu else h)
+    y.copy_(h * sigmoid(h) if silu else h)
     if mean is not None:
         mean.copy_((first + drift)[..., 0])
         rstd.copy_(deviation[..., 0])
@@ -244,7 +249,7 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
     dh = grad_y.to(n.dtype)
     if silu:
         h = affine(n, weight, bias, scale, shift)
-        gate = torch.sigmoid(h)
+        gate = sigmoid(h)
         dh = dh * gate * (1 + h * (1 - gate))
 
     # Sums over positions, [B, C].
