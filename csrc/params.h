@@ -117,6 +117,7 @@ struct GroupNormSiluParams {
   void* y;                    // [B, C, S], dtype and layout of x
   void* mean;                 // [B, G] f32 (f64 where x is f64), of x + add; NULL on the CPU alone: not wanted
   void* rstd;                 // [B, G] likewise, NULL where mean is
+  void* workspace;            // CUDA only: as many f32 as cuda::group_norm_silu_workspace says
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;   // elements
   double eps;
@@ -144,7 +145,7 @@ struct GroupNormSiluBackwardParams {
   void* grad_add;             // [B, C] contiguous, add_dtype, or NULL
   void* grad_scale;           // [B, C] contiguous, scale_dtype, or NULL
   void* grad_shift;           // [B, C] contiguous, shift_dtype, or NULL
-  void* workspace;            // [B, C, 4] f32 (f64 where x is f64)
+  void* workspace;            // [B, C, 5] f32 (f64 where x is f64); CUDA: see cuda::group_norm_silu_backward_workspace
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;
   int32_t dtype;

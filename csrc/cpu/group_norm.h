@@ -2,7 +2,7 @@
 //
 // Both passes walk memory in one of two ways. "Runs": a channel is S consecutive elements and its terms are broadcast.
 // "Columns": memory is [rows, C * repeat], each row meets the same terms, lane by lane; this is channels last (repeat 1),
-// and channels first where S is shorter than a step (one row, repeat S).
+// and channels first where S is shorter than a vector (one row, repeat S).
 #pragma once
 #include "kernels.h"
 #include "parallel.h"
@@ -18,6 +18,7 @@ template <class T> struct Arithmetic { typedef float Scalar; typedef vfloat Vect
 template <> struct Arithmetic<double> { typedef double Scalar; typedef double Vector; };
 template <class T> using Scalar = typename Arithmetic<T>::Scalar;
 template <class T> using Vector = typename Arithmetic<T>::Vector;
+template <class T> constexpr int32_t kArithmetic = sizeof(Scalar<T>) == 4 ? kF32 : kF64;
 template <class T> constexpr int kLanes = sizeof(Vector<T>) / sizeof(Scalar<T>);
 
 FD_SIMD double load(const double* p) { return *p; }
@@ -26,7 +27,7 @@ FD_SIMD double sum(double v) { return v; }
 FD_SIMD vfloat broadcast(float v) { return set1(v); }
 FD_SIMD double broadcast(double v) { return v; }
 
-// N vectors worked on together, so that their latencies overlap; N is even.
+// N vectors worked on together, so that their latencies overlap; N is even, or 1 at the end of a run.
 template <class V, int N> struct Pack { V v[N]; };
 template <class T, int N> using PackOf = Pack<Vector<T>, N>;
 template <class T> constexpr int kStep = 2 * kLanes<T>;   // elements of the smallest Pack
@@ -46,11 +47,6 @@ template <class V, int N> FD_SIMD Pack<V, N> operator*(Pack<V, N> a, Pack<V, N> 
   return a;
 }
 
-template <class V, int N> FD_SIMD Pack<V, N> operator/(Pack<V, N> a, Pack<V, N> b) {
-  for (int k = 0; k < N; ++k) a.v[k] /= b.v[k];
-  return a;
-}
-
 template <class V, int N> FD_SIMD Pack<V, N> madd(Pack<V, N> a, Pack<V, N> b, Pack<V, N> c) {
   for (int k = 0; k < N; ++k) a.v[k] = madd(a.v[k], b.v[k], c.v[k]);
   return a;
@@ -64,12 +60,12 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
-// 1 + exp(-h) = 1 + 2^n * 2^r, the reciprocal of the logistic function. Limits keep 2^n a number; h itself carries NaN
-// and infinity into whatever is divided by this. 2^r = 1 + r q(r) within 3e-9 for |r| <= 1/2 (minimax).
-FD_SIMD vfloat one_plus_exp_minus(vfloat h) {
+// 1 / (1 + exp(-h)), NaN passes. exp(-h) = 2^n 2^r, 2^r = 1 + r q(r) within 3e-9 for |r| <= 1/2 (minimax); the limits keep it
+// a number.
+FD_SIMD vfloat sigmoid(vfloat h) {
   const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
   const vfloat minus_log2e = set1(-1.44269504088896341f);
-  const vfloat limited = limit(h, -87.5f, 87.0f);
+  const vfloat limited = limit(h, -87.0f, 87.0f);
   const vfloat shifted = madd(limited, minus_log2e, magic);
   const vfloat r = madd(limited, minus_log2e, magic - shifted);
   vfloat q = set1(1.53292727e-4f);
@@ -79,13 +75,13 @@ FD_SIMD vfloat one_plus_exp_minus(vfloat h) {
   q = madd(q, r, set1(2.40226477e-1f));
   q = madd(q, r, set1(6.93147182e-1f));
   q = madd(q, r, set1(1.0f));
-  return as_float(as_uint(q) + (as_uint(shifted) << 23)) + 1.0f;
+  return 1.0f / (as_float(as_uint(q) + (as_uint(shifted) << 23)) + 1.0f);
 }
 
-FD_SIMD double one_plus_exp_minus(double h) { return 1 + __builtin_exp(-h); }
+FD_SIMD double sigmoid(double h) { return 1 / (1 + __builtin_exp(-h)); }
 
-template <class V, int N> FD_SIMD Pack<V, N> one_plus_exp_minus(Pack<V, N> h) {
-  for (int k = 0; k < N; ++k) h.v[k] = one_plus_exp_minus(h.v[k]);
+template <class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
+  for (int k = 0; k < N; ++k) h.v[k] = sigmoid(h.v[k]);
   return h;
 }
 
@@ -100,7 +96,8 @@ template <int N, class T> FD_SIMD PackOf<T, N> load_pack(const T* p) {
 
 template <int N> FD_SIMD Pack<vfloat, N> load_pack(const bfloat16_t* p) {
   Pack<vfloat, N> r;
-  for (int k = 0; k < N; k += 2) {
+  if constexpr (N == 1) return {{load(p)}};
+  else for (int k = 0; k < N; k += 2) {
     vuint u;
     memcpy(&u, p + k * kWidth, sizeof u);
     r.v[k] = as_float(u << 16);
@@ -134,13 +131,15 @@ template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
 }
 
 template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
-  for (int k = 0; k < N; k += 2) {
+  if constexpr (N == 1) store(p, a.v[0]);
+  else for (int k = 0; k < N; k += 2) {
     const vuint u = round_to_bfloat16(a.v[k]) >> 16 | (round_to_bfloat16(a.v[k + 1]) & 0xffff0000u);
     memcpy(p + k * kWidth, &u, sizeof u);
   }
 }
 
-// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on. End: the last
+// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on, to be summed
+// N <= 2. End: the last
 // kStep elements, of which n mod kStep are new; the others are worked out twice, to the same bits. A run shorter than
 // kStep is padded in front.
 template <class T, int N> struct Whole {
@@ -151,7 +150,7 @@ template <class T, int N> struct Whole {
   FD_INLINE void store(T* run, PackOf<T, N> v) const { store_pack(run + i, v); }
   FD_INLINE PackOf<T, N> term(const Scalar<T>* columns) const { return load_pack<N>(columns + i); }
   FD_INLINE void set_term(Scalar<T>* columns, PackOf<T, N> v) const { store_pack(columns + i, v); }
-  FD_INLINE PackOf<T, N> keep_new(PackOf<T, N> v) const { return v; }
+  FD_INLINE PackOf<T, 2> keep_new(PackOf<T, N> v) const { return {{v.v[0], N == 1 ? Vector<T>{} : v.v[N - 1]}}; }
 };
 
 template <class T> FD_SIMD PackOf<T, 2> load_end(const T* run, int64_t n) {
@@ -191,6 +190,13 @@ template <class T, int N, class Body> FD_SIMD void sweep(int64_t n, const Body& 
     for (; i + N * kLanes<T> <= n; i += N * kLanes<T>) body(Whole<T, N>{i});
   for (; i + kStep<T> <= n; i += kStep<T>) body(Whole<T, 2>{i});
   if (i < n) body(End<T>{n});
+}
+
+// The same where one vector may be the end: the lanes of a Pack all meet the same terms, so their order is free.
+template <class T, int N, class Body> FD_SIMD void sweep_run(int64_t n, const Body& body) {
+  const int64_t last = n % kStep<T> == kLanes<T> ? kLanes<T> : 0;
+  sweep<T, N>(n - last, body);
+  if (last) body(Whole<T, 1>{n - last});
 }
 
 // Channels whose terms are held at a time, and columns.
@@ -269,6 +275,17 @@ template <class S> static S sum_of(const S* p, int64_t n) {
   return total;
 }
 
+// Lane j is the sum of vector j of kWidth in a row, neighbours added first.
+FD_SIMD vfloat sum_rows(const float* p) {
+  vfloat v[kWidth];
+  for (int i = 0; i < kWidth; ++i) v[i] = load(p + i * kWidth);
+  for (int n = kWidth / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1]);
+  return v[0];
+}
+
+FD_SIMD double sum_rows(const double* p) { return *p; }
+
 // p[0..n) = v; up to a vector more is overwritten.
 template <class S> FD_SIMD void fill(S* p, int64_t n, S v) {
   for (int64_t i = 0; i < n; i += kLanes<S>) store(p + i, broadcast(v));
@@ -297,17 +314,53 @@ FD_SIMD int useful_threads(int64_t elements, int num_threads) {
   return most < 1 ? 1 : most < num_threads ? int(most) : num_threads;
 }
 
-// The extents of a tensor in groups, for either pass.
+// The extents of a tensor in groups, and how they are cut, for either pass. A unit of work is `batch` groups of a sample, a
+// block at most `most` channels of it: all of them, or a part of one large group.
 template <class T, class Params> struct Geometry {
+  static constexpr int64_t kRunsUnit = 8192, kColumnsUnit = 16384;   // elements of a unit of smaller groups, of a block
+  static constexpr int64_t kPanel = 128;   // columns that end the search for groups that fill whole steps
+
   const Params& p;
   int64_t D, N;            // channels, elements of a group
   bool by_columns;
   int64_t rows, repeat;    // columns: memory is [B, rows, C * repeat]
+  int64_t batch, most;
 
   explicit Geometry(const Params& params) : p(params), D(p.C / p.G), N(D * p.S) {
-    by_columns = p.layout == kChannelsLast || p.S < kStep<T>;
+    by_columns = p.layout == kChannelsLast || p.S < kLanes<T>;
     rows = p.layout == kChannelsLast ? p.S : 1;
     repeat = p.layout == kChannelsLast ? 1 : p.S;
+    const int64_t held = kChannels / (by_columns ? repeat : 1), unit = by_columns ? kColumnsUnit : kRunsUnit;
+    const int64_t panel = by_columns ? panel_groups() : 1;
+    batch = panel * (N * panel < unit ? unit / (N * panel) : 1);
+    if (batch > p.G) batch = p.G;
+    if (batch * D > held && batch > 1) batch = D < held ? held / D : 1;
+    most = batch > 1 ? held : part(unit) < held ? part(unit) : held;
+  }
+
+  // Groups that fill whole steps of columns, if few do.
+  int64_t panel_groups() const {
+    int64_t groups = 1;
+    while (groups * D * repeat % kStep<T> && groups * D * repeat < kPanel) ++groups;
+    return groups;
+  }
+
+  // Channels of a part of a large group.
+  int64_t part(int64_t unit) const {
+    const int64_t n = unit / (by_columns ? rows * repeat : p.S), least = by_columns ? (kPanel + repeat - 1) / repeat : 1;
+    return n > least ? n : least;
+  }
+
+  int64_t parts() const { return (p.G + batch - 1) / batch; }
+  int64_t width() const { return p.C * repeat; }
+
+  // unit(b, g0, g1, threads) for all units, side by side where there are enough of them.
+  template <class Unit> void each_unit(int threads, const Unit& unit) const {
+    const bool by_unit = p.B * parts() >= 2 * threads;
+    parallel_for(p.B * parts(), by_unit ? threads : 1, [&](int64_t u) {
+      const int64_t b = u / parts(), g0 = u % parts() * batch, g1 = g0 + batch < p.G ? g0 + batch : p.G;
+      unit(b, g0, g1, by_unit ? 1 : threads);
+    });
   }
 
   const T* sample(const void* base, int64_t b) const { return static_cast<const T*>(base) + b * p.C * p.S; }

@@ -12,12 +12,11 @@ namespace {
 
 constexpr int kGroups = 64;            // groups taken together in one unit of work
 constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one float32 sum of a run
-constexpr int64_t kChunk = 32768;      // elements of a chunk of rows
-constexpr int64_t kChunkRows = 64;     // rows of one float32 sum of a column
+constexpr int64_t kPieceRows = 64;     // rows of one float32 sum of a column
 template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
 template <bool kSilu, class P> FD_SIMD P activate(P h) {
-  if (kSilu) return h / one_plus_exp_minus(h);
+  if (kSilu) return h * sigmoid(h);
   return h;
 }
 
@@ -32,7 +31,7 @@ struct Totals { double sum, squares; };   // of x + add - pivot
 template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams> {
   typedef Geometry<T, GroupNormSiluParams> Base;
   typedef Scalar<T> S;
-  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat;
+  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
 
   explicit Forward(const GroupNormSiluParams& params) : Base(params) {}
 
@@ -65,11 +64,11 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
 
   // Adds the totals of a run of n elements, piece by piece.
   void add_run(const T* x, int64_t n, S center, PackOf<T, 2>& sums, PackOf<T, 2>& squares) const {
-    const PackOf<T, 2> c = broadcast_pack<2>(center), zero = broadcast_pack<2>(S(0));
+    const PackOf<T, 2> zero = broadcast_pack<2>(S(0));
     for (int64_t begin = 0; begin < n; begin += kPiece<T>) {
       PackOf<T, 2> s = zero, q = zero;
-      sweep<T, 2>(n - begin < kPiece<T> ? n - begin : kPiece<T>, [&](auto at) FD_INLINE {
-        const PackOf<T, 2> d = at.keep_new(at.load(x + begin) - c);
+      sweep_run<T, 2>(n - begin < kPiece<T> ? n - begin : kPiece<T>, [&](auto at) FD_INLINE {
+        const PackOf<T, 2> d = at.keep_new(at.load(x + begin) - broadcast_pack<decltype(at)::kPack>(center));
         s = s + d;
         q = madd(d, d, q);
       });
@@ -82,7 +81,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     int64_t count = 0;
     for (int64_t c = g * D; c < (g + 1) * D; c += 8, count += p.S) {
       PackOf<T, 2> sums = broadcast_pack<2>(S(0));
-      sweep<T, 2>(p.S, [&](auto at) FD_INLINE { sums = sums + at.keep_new(at.load(x + c * p.S)); });
+      sweep_run<T, 2>(p.S, [&](auto at) FD_INLINE { sums = sums + at.keep_new(at.load(x + c * p.S)); });
       total += double(sum(sums)) + double(p.S) * add_of(b, c);
     }
     return as_stored(S(total / double(count)), T());
@@ -134,7 +133,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
       const T* x = this->sample(p.x, b) + c * p.S;
       T* y = this->sample(p.y, b) + c * p.S;
       const S center = t.center.v[c - c0], scale = t.rstd.v[c - c0], shift = t.shift.v[c - c0];
-      sweep<T, 4>(p.S, [&](auto at) FD_INLINE {
+      sweep_run<T, 4>(p.S, [&](auto at) FD_INLINE {
         constexpr int n = decltype(at)::kPack;
         const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
         at.store(y, activate<kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
@@ -169,12 +168,6 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
 
   // ---- Columns ----
 
-  int64_t chunk_rows() const {
-    const int64_t n = kChunk / (p.C * repeat);
-    return n < 1 ? 1 : n < kChunkRows ? n : kChunkRows;
-  }
-  int64_t chunks() const { return (rows + chunk_rows() - 1) / chunk_rows(); }
-
   // Column sums of a block to sums of its groups: add(g, sum).
   template <class Add>
   void reduce(const Channels<T>& sums, int64_t c0, int64_t c1, const Add& add) const {
@@ -185,29 +178,18 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     });
   }
 
-  template <class Body> void each_column_block(const Body& body) const {
-    this->each_block(0, p.C, kChannels / repeat, body);
-  }
-
-  void clear(Channels<T>& sums, int64_t columns) const { fill(sums.v, columns + kStep<T>, S(0)); }
-
-  // Pivots from every eighth row.
-  void find_pivots(int64_t b, S* pivot) const {
-    const int64_t width = p.C * repeat, count = (rows + 7) / 8;
-    for (int64_t g = 0; g < p.G; ++g) pivot[g] = 0;
-    each_column_block([&](int64_t c0, int64_t c1) {
-      Channels<T> sums;
-      clear(sums, (c1 - c0) * repeat);
-      for (int64_t row = 0; row < rows; row += 8) {
-        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
-        sweep<T, 2>((c1 - c0) * repeat,
-                    [&](auto at) FD_INLINE { at.set_term(sums.v, at.term(sums.v) + at.load(x)); });
-      }
-      reduce(sums, c0, c1, [&](int64_t g, S sum) { pivot[g] += sum; });
-      if (p.add)
-        for (int64_t c = c0; c < c1; ++c) pivot[c / D] += S(count * repeat) * add_of(b, c);
+  // Sums of every eighth row of x + add, of each group from g0 on.
+  void pivot_sums(int64_t b, int64_t c0, int64_t c1, int64_t g0, double* total) const {
+    Channels<T> sums;
+    const T* x = this->sample(p.x, b) + c0 * repeat;
+    sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
+      PackOf<T, 2> s = broadcast_pack<2>(S(0));
+      for (int64_t row = 0; row < rows; row += 8) s = s + at.load(x + row * this->width());
+      at.set_term(sums.v, s);
     });
-    for (int64_t g = 0; g < p.G; ++g) pivot[g] = as_stored(pivot[g] / S(count * repeat * D), T());
+    reduce(sums, c0, c1, [&](int64_t g, S sum) { total[g - g0] += sum; });
+    if (!p.add) return;
+    for (int64_t c = c0; c < c1; ++c) total[c / D - g0] += double((rows + 7) / 8 * repeat) * add_of(b, c);
   }
 
   // center -= add of channels [c0, c1), and what rounding put on it, for each column.
@@ -220,9 +202,9 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     this->spread(off, c1 - c0);
   }
 
-  // Sums over n rows of d to those of d + off.
-  void restore(const Channels<T>& off, S n, int64_t columns, Channels<T>& sums, Channels<T>& squares) const {
-    const PackOf<T, 2> count = broadcast_pack<2>(n);
+  // Sums over the rows of d to those of d + off.
+  void restore(const Channels<T>& off, int64_t columns, Channels<T>& sums, Channels<T>& squares) const {
+    const PackOf<T, 2> count = broadcast_pack<2>(S(rows));
     sweep<T, 2>(columns, [&](auto at) FD_INLINE {
       const PackOf<T, 2> o = at.term(off.v), s = at.term(sums.v);
       at.set_term(squares.v, madd(o, s + madd(count, o, s), at.term(squares.v)));
@@ -230,69 +212,83 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     });
   }
 
-  void chunk_totals(int64_t b, int64_t chunk, const S* pivot, Totals* totals) const {
-    const int64_t width = p.C * repeat, row0 = chunk * chunk_rows();
-    const int64_t row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
-    for (int64_t g = 0; g < p.G; ++g) totals[g] = {0, 0};
-    each_column_block([&](int64_t c0, int64_t c1) {
-      Channels<T> center, off, sums, squares;
-      this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) { fill(center.v + i0, i1 - i0, pivot[g]); });
-      if (p.add) subtract_add(b, c0, c1, center, off);
-      this->spread(center, c1 - c0);
-      clear(sums, (c1 - c0) * repeat);
-      clear(squares, (c1 - c0) * repeat);
-      for (int64_t row = row0; row < row1; ++row) {
-        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
-        sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
-          const PackOf<T, 2> d = at.load(x) - at.term(center.v);
-          at.set_term(sums.v, at.term(sums.v) + d);
-          at.set_term(squares.v, madd(d, d, at.term(squares.v)));
-        });
+  // Sums over all rows at a place, piece by piece.
+  template <class Place>
+  FD_INLINE void sum_rows_at(Place at, const T* x, PackOf<T, 2> center, Channels<T>& sums, Channels<T>& squares) const {
+    const PackOf<T, 2> zero = broadcast_pack<2>(S(0));
+    PackOf<T, 2> sum = zero, square = zero;
+    for (int64_t begin = 0; begin < rows; begin += kPieceRows) {
+      PackOf<T, 2> s = zero, q = zero;
+      for (int64_t row = begin; row < rows && row < begin + kPieceRows; ++row) {
+        const PackOf<T, 2> d = at.load(x + row * this->width()) - center;
+        s = s + d, q = madd(d, d, q);
       }
-      if (p.add) restore(off, S(row1 - row0), (c1 - c0) * repeat, sums, squares);
-      reduce(sums, c0, c1, [&](int64_t g, S sum) { totals[g].sum += sum; });
-      reduce(squares, c0, c1, [&](int64_t g, S sum) { totals[g].squares += sum; });
+      sum = sum + s, square = square + q;
+    }
+    at.set_term(sums.v, sum), at.set_term(squares.v, square);
+  }
+
+  void block_totals(int64_t b, int64_t c0, int64_t c1, int64_t g0, const S* pivot, Totals* total) const {
+    Channels<T> center, off, sums, squares;
+    const T* x = this->sample(p.x, b) + c0 * repeat;
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) { fill(center.v + i0, i1 - i0, pivot[g - g0]); });
+    if (p.add) subtract_add(b, c0, c1, center, off);
+    this->spread(center, c1 - c0);
+    sweep<T, 2>((c1 - c0) * repeat,
+                [&](auto at) FD_INLINE { sum_rows_at(at, x, at.term(center.v), sums, squares); });
+    if (p.add) restore(off, (c1 - c0) * repeat, sums, squares);
+    reduce(sums, c0, c1, [&](int64_t g, S sum) { total[g - g0].sum = sum; });
+    reduce(squares, c0, c1, [&](int64_t g, S sum) { total[g - g0].squares = sum; });
+  }
+
+  void apply_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<T> t;
+    this->terms(b, c0, c1, stats, t);
+    fold(t, c1 - c0);
+    Channels<T>* const all[] = {&t.center, &t.rstd, &t.shift};
+    for (Channels<T>* values : all) this->spread(*values, c1 - c0);
+    const T* x = this->sample(p.x, b) + c0 * repeat;
+    T* y = this->sample(p.y, b) + c0 * repeat;
+    sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
+      const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
+      for (int64_t row = 0; row < rows; ++row)
+        at.store(y + row * this->width(), activate<kSilu>(madd(at.load(x + row * this->width()) - center, slope, shift)));
     });
   }
 
-  void apply_chunk(int64_t b, int64_t chunk, const Stats<S>* stats) const {
-    const int64_t width = p.C * repeat, row0 = chunk * chunk_rows();
-    const int64_t row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
-    each_column_block([&](int64_t c0, int64_t c1) {
-      Terms<T> t;
-      this->terms(b, c0, c1, stats + c0 / D, t);
-      fold(t, c1 - c0);
-      this->spread(t.center, c1 - c0);
-      this->spread(t.rstd, c1 - c0);
-      this->spread(t.shift, c1 - c0);
-      for (int64_t row = row0; row < row1; ++row) {
-        const T* x = this->sample(p.x, b) + row * width + c0 * repeat;
-        T* y = this->sample(p.y, b) + row * width + c0 * repeat;
-        sweep<T, 4>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
-          const auto h = madd(at.load(x) - at.term(t.center.v), at.term(t.rstd.v), at.term(t.shift.v));
-          at.store(y, activate<kSilu>(h));
-        });
-      }
+  // Groups [g0, g1) of sample b; where they are several there is one block.
+  void columns_unit(int64_t b, int64_t g0, int64_t g1, int threads) const {
+    const int64_t groups = g1 - g0, c1 = g1 * D, blocks = (groups * D + most - 1) / most;
+    Scratch<double> sums(blocks * groups);
+    Scratch<Totals> totals(blocks * groups);
+    Scratch<S> pivot(groups);
+    Scratch<Stats<S>> stats(groups);
+    const auto each_block = [&](const auto& body) {
+      parallel_for(blocks, threads, [&](int64_t i) {
+        const int64_t c0 = g0 * D + i * most;
+        body(i, c0, c0 + most < c1 ? c0 + most : c1);
+      });
+    };
+    for (int64_t i = 0; i < blocks * groups; ++i) sums.data[i] = 0;
+    each_block([&](int64_t i, int64_t c0, int64_t c1) { pivot_sums(b, c0, c1, g0, sums.data + i * groups); });
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t i = 1; i < blocks; ++i) sums.data[g] += sums.data[i * groups + g];
+      pivot.data[g] = as_stored(S(sums.data[g] / double((rows + 7) / 8 * repeat * D)), T());
+    }
+    each_block([&](int64_t i, int64_t c0, int64_t c1) {
+      block_totals(b, c0, c1, g0, pivot.data, totals.data + i * groups);
     });
+    for (int64_t g = 0; g < groups; ++g) {
+      Totals& total = totals.data[g];
+      for (int64_t i = 1; i < blocks; ++i)
+        total.sum += totals.data[i * groups + g].sum, total.squares += totals.data[i * groups + g].squares;
+      stats.data[g] = finish(b, g0 + g, pivot.data[g], total);
+    }
+    each_block([&](int64_t, int64_t c0, int64_t c1) { apply_columns(b, c0, c1, stats.data + (c0 / D - g0)); });
   }
 
   void columns(int threads) const {
-    const bool by_sample = p.B >= threads;
-    Scratch<Totals> totals(p.B * chunks() * p.G);
-    Scratch<Stats<S>> stats(p.B * p.G);
-    Scratch<S> pivots(p.B * p.G);
-    parallel_for(p.B, by_sample ? threads : 1, [&](int64_t b) {
-      const int inner = by_sample ? 1 : threads;
-      Totals* const total = totals.data + b * chunks() * p.G;
-      find_pivots(b, pivots.data + b * p.G);
-      parallel_for(chunks(), inner, [&](int64_t i) { chunk_totals(b, i, pivots.data + b * p.G, total + i * p.G); });
-      for (int64_t g = 0; g < p.G; ++g) {
-        for (int64_t i = 1; i < chunks(); ++i)
-          total[g].sum += total[i * p.G + g].sum, total[g].squares += total[i * p.G + g].squares;
-        stats.data[b * p.G + g] = finish(b, g, pivots.data[b * p.G + g], total[g]);
-      }
-      parallel_for(chunks(), inner, [&](int64_t i) { apply_chunk(b, i, stats.data + b * p.G); });
-    });
+    this->each_unit(threads, [&](int64_t b, int64_t g0, int64_t g1, int inner) { columns_unit(b, g0, g1, inner); });
   }
 
   void run() const {

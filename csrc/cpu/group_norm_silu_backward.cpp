@@ -1,207 +1,214 @@
-// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * a + shift', dh = grad_y * act'(h), and per sample and
-// channel P = sum dh, Q = sum dh n, R = sum n:
+// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + shift', dh = grad_y * act'(h), and per
+// sample and channel P = sum dh, Q = sum dh n, R = sum n:
 //
-//     grad_x = rstd (a dh - A / N - n B / N)      A = sum of a P over the group, B = sum of a Q, N elements in it
+//     grad_x = rstd (gain dh - A / N - n B / N)   A = sum of gain P over the group, B = sum of gain Q, N elements in it
 //
-// and every other gradient is a combination of P, Q and R (see `finish`). The first walk makes the sums, the second, which
-// works dh out again, grad_x. Partitions depend on the extents and the layout alone.
+// and every other gradient is a combination of P, Q and R. A unit of work is some groups of a sample: the first walk makes
+// their sums and keeps dh, the second grad_x. Partitions depend on the extents and the layout alone.
 #include "group_norm.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
 namespace {
 
-constexpr int64_t kUnit = 8192;        // elements of a unit of groups, and of one float32 sum of a run
-constexpr int64_t kChunk = 16384;      // elements of a chunk of rows
-constexpr int64_t kChunkRows = 128;    // rows of one float32 sum of a column
-enum Sum { kP, kQ, kR, kSums };
+constexpr int64_t kPiece = 64;         // rows, or steps of a run, of one float32 sum
+constexpr int64_t kBatch = 32;         // samples of one float32 sum
+enum Plane { kP, kQ, kR, kGain, kOffset, kPlanes };   // of the workspace, [B, kPlanes, C]
 
-// h = n gain + shift, n = (x - center) rstd + offset, of the elements at a place.
-template <class T, int N> struct Element { PackOf<T, N> n, dh; };
+// n = d rstd + offset with d = x - center, so that the sums over n follow from those over d.
+template <class T, int N> struct Element { PackOf<T, N> d, dh; };
 
+// h = d slope + shift.
 template <class T, bool kSilu, int N>
-FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> rstd,
-                                    PackOf<T, N> offset, PackOf<T, N> gain, PackOf<T, N> shift) {
-  const PackOf<T, N> n = madd(x - center, rstd, offset);
-  if (!kSilu) return {n, grad_y};
-  const PackOf<T, N> h = madd(n, gain, shift), one = broadcast_pack<N>(Scalar<T>(1));
-  const PackOf<T, N> gate = one / one_plus_exp_minus(h);
-  return {n, grad_y * gate * madd(h, one - gate, one)};
+FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> slope,
+                                    PackOf<T, N> shift) {
+  const PackOf<T, N> d = x - center;
+  if (!kSilu) return {d, grad_y};
+  const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid(h);
+  return {d, grad_y * gate * madd(h, one - gate, one)};
 }
 
-// grad_x = dh slope + (n tilt + level).
-template <class T> struct Share { Channels<T> slope, tilt, level; };
+// Channels [c0, c1) of a unit and their dh. Terms: center, slope and shift of h = (x - center) slope + shift; then tilt and
+// level of grad_x = dh slope + ((x - center) tilt + level).
+template <class T> struct Block {
+  int64_t c0, c1;
+  Scalar<T>* dh;
+  Channels<T> center, slope, shift, tilt, level;
+};
 
 template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwardParams> {
   typedef Geometry<T, GroupNormSiluBackwardParams> Base;
   typedef Scalar<T> S;
-  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat;
+  typedef Vector<T> V;
+  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
 
   explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params) {}
 
-  S* sums(int64_t b, int64_t c) const { return static_cast<S*>(p.workspace) + (b * p.C + c) * 4; }
+  S* plane(int64_t b, int plane) const { return static_cast<S*>(p.workspace) + (b * kPlanes + plane) * p.C; }
 
-  // Terms of channels [c0, c1).
-  void terms_of(int64_t b, int64_t c0, int64_t c1, Terms<T>& t) const {
+  V at(int64_t b, int plane, int64_t c, int lanes) const {
+    return this->get(this->plane(b, plane), kArithmetic<T>, c, lanes);
+  }
+  void set(int64_t b, int plane, int64_t c, int lanes, V v) const {
+    Any<S>::set(this->plane(b, plane), kArithmetic<T>, c, lanes, v);
+  }
+
+  // Places for dh: those of a run or of a row of columns, and the end's.
+  static int64_t padded(int64_t n) { return n / kStep<T> * kStep<T> + kStep<T>; }
+  int64_t kept(int64_t channels) const {
+    if (!p.grad_x) return 0;
+    return this->by_columns ? rows * padded(channels * repeat) : channels * padded(p.S);
+  }
+
+  // ---- Terms ----
+
+  void begin(int64_t b, Block<T>& k) const {
     Stats<S> stats[kChannels];
-    const int64_t g0 = c0 / D, g1 = (c1 - 1) / D;
+    Terms<T> t;
+    const int64_t g0 = k.c0 / D, g1 = (k.c1 - 1) / D, channels = k.c1 - k.c0;
     for (int64_t g = g0; g <= g1; ++g)
       stats[g - g0] = {static_cast<const S*>(p.mean)[b * p.G + g], 0, static_cast<const S*>(p.rstd)[b * p.G + g]};
-    this->terms(b, c0, c1, stats, t);
+    this->terms(b, k.c0, k.c1, stats, t);
+    memcpy(plane(b, kGain) + k.c0, t.gain.v, channels * sizeof(S));
+    memcpy(plane(b, kOffset) + k.c0, t.offset.v, channels * sizeof(S));
+    memcpy(k.center.v, t.center.v, channels * sizeof(S));
+    each_vector<T>(channels, [&](int64_t i, int) FD_INLINE {
+      const V gain = load(t.gain.v + i);
+      store(k.slope.v + i, load(t.rstd.v + i) * gain);
+      store(k.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)));
+    });
+    if (!this->by_columns) return;
+    Channels<T>* const all[] = {&k.center, &k.slope, &k.shift};
+    for (Channels<T>* values : all) this->spread(*values, channels);
   }
 
-  // Adds the sums of channels [c0, c1) to A and B of their groups, counted from group g0.
-  void add_to_groups(int64_t b, int64_t c0, int64_t c1, const Terms<T>& t, int64_t g0, double* group) const {
-    for (int64_t c = c0; c < c1; ++c) {
-      double* total = group + 2 * (c / D - g0);
-      const double gain = t.gain.v[c - c0];
-      total[0] += gain * sums(b, c)[kP];
-      total[1] += gain * sums(b, c)[kQ];
+  // Sums over d to sums over n: Q = sum dh d rstd + P offset, R = sum d rstd + S offset.
+  void finish(int64_t b, const Block<T>& k) const {
+    this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      const V rstd = broadcast(static_cast<const S*>(p.rstd)[b * p.G + g]), size = broadcast(S(p.S));
+      each_vector<T>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
+        const int64_t c = k.c0 + i0 + i;
+        const V offset = at(b, kOffset, c, lanes);
+        set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
+        set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
+      });
+    });
+  }
+
+  // A / N and B / N of the unit's groups.
+  void group_means(int64_t b, int64_t g0, int64_t g1, S* means) const {
+    for (int64_t g = g0; g < g1; ++g) {
+      double A = 0, B = 0;
+      for (int64_t c = g * D; c < (g + 1) * D; ++c) {
+        const double gain = plane(b, kGain)[c];
+        A += gain * plane(b, kP)[c], B += gain * plane(b, kQ)[c];
+      }
+      means[2 * (g - g0)] = S(A / double(N)), means[2 * (g - g0) + 1] = S(B / double(N));
     }
   }
 
-  // What grad_x of channels [c0, c1) needs, and their grad_add.
-  void finish(int64_t b, int64_t c0, int64_t c1, const Terms<T>& t, int64_t g0, const double* group, Share<T>& share) const {
-    for (int64_t c = c0; c < c1; ++c) {
-      const double* total = group + 2 * (c / D - g0);
-      const double rstd = t.rstd.v[c - c0], slope = rstd * t.gain.v[c - c0];
-      const double level = -rstd * total[0] / double(N), tilt = -rstd * total[1] / double(N);
-      share.slope.v[c - c0] = S(slope), share.tilt.v[c - c0] = S(tilt), share.level.v[c - c0] = S(level);
-      if (!p.grad_add) continue;
-      const S* sum = sums(b, c);
-      put(p.grad_add, p.add_dtype, b * p.C + c, slope * sum[kP] + tilt * sum[kR] + level * double(p.S));
-    }
-  }
-
-  static void put(void* base, int32_t dtype, int64_t i, double v) {
-    Any<S>::set(base, dtype, i, 1, broadcast(S(v)));
-  }
-
-  static double at(const void* base, int32_t dtype, int64_t i, double absent) {
-    return base ? double(first_lane(Any<S>::get(base, dtype, i, 1))) : absent;
+  void begin_second(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
+    this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g], tilt = -rstd * means[2 * (g - g0) + 1];
+      const V level = broadcast(-rstd * means[2 * (g - g0)]);
+      fill(k.tilt.v + i0, i1 - i0, rstd * tilt);
+      each_vector<T>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
+        store(k.level.v + i0 + i, madd(at(b, kOffset, k.c0 + i0 + i, lanes), broadcast(tilt), level));
+      });
+    });
+    if (this->by_columns) this->spread(k.tilt, k.c1 - k.c0), this->spread(k.level, k.c1 - k.c0);
   }
 
   // ---- Runs ----
 
-  void sum_run(int64_t b, int64_t c, const Terms<T>& t, int64_t i) const {
-    const T* x = this->sample(p.x, b) + c * p.S;
-    const T* grad_y = this->sample(p.grad_y, b) + c * p.S;
-    double total[kSums] = {};
-    for (int64_t begin = 0; begin < p.S; begin += kUnit) {
-      PackOf<T, 2> P = broadcast_pack<2>(S(0)), Q = P, R = P;
-      sweep<T, 2>(p.S - begin < kUnit ? p.S - begin : kUnit, [&](auto place) FD_INLINE {
-        const auto e = at_run<2>(place, x + begin, grad_y + begin, t, i);
-        const PackOf<T, 2> dh = place.keep_new(e.dh), n = place.keep_new(e.n);
-        P = P + dh, Q = madd(dh, n, Q), R = R + n;
-      });
-      total[kP] += sum(P), total[kQ] += sum(Q), total[kR] += sum(R);
-    }
-    for (int k = 0; k < kSums; ++k) sums(b, c)[k] = S(total[k]);
-  }
-
   template <int M, class Place>
-  FD_INLINE Element<T, M> at_run(Place place, const T* x, const T* grad_y, const Terms<T>& t, int64_t i) const {
-    return differentiate<T, kSilu, M>(place.load(x), place.load(grad_y), broadcast_pack<M>(t.center.v[i]),
-                                      broadcast_pack<M>(t.rstd.v[i]), broadcast_pack<M>(t.offset.v[i]),
-                                      broadcast_pack<M>(t.gain.v[i]), broadcast_pack<M>(t.shift.v[i]));
+  FD_INLINE Element<T, M> at_run(Place place, const T* x, const T* grad_y, const Block<T>& k, int64_t i) const {
+    return differentiate<T, kSilu, M>(place.load(x), place.load(grad_y), broadcast_pack<M>(k.center.v[i]),
+                                      broadcast_pack<M>(k.slope.v[i]), broadcast_pack<M>(k.shift.v[i]));
   }
 
-  void apply_run(int64_t b, int64_t c, const Terms<T>& t, const Share<T>& share, int64_t i) const {
-    const T* x = this->sample(p.x, b) + c * p.S;
-    const T* grad_y = this->sample(p.grad_y, b) + c * p.S;
-    T* grad_x = this->sample(p.grad_x, b) + c * p.S;
-    sweep<T, 4>(p.S, [&](auto place) FD_INLINE {
+  // A channel's sums, lane by lane, into a row of each of the three.
+  void sum_run(int64_t b, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
+    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
+    const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
+    S* dh = k.dh + i * padded(p.S);
+    if (p.S == kLanes<T>) return sum_vector(x, grad_y, dh, k, i, row);
+    constexpr int64_t kLong = kPiece * kStep<T>;
+    V total[3] = {};
+    for (int64_t begin = 0; begin < p.S; begin += kLong) {
+      PackOf<T, 2> P = broadcast_pack<2>(S(0)), Q = P, R = P;
+      sweep_run<T, 2>(p.S - begin < kLong ? p.S - begin : kLong, [&](auto place) FD_INLINE {
+        const auto e = at_run<decltype(place)::kPack>(place, x + begin, grad_y + begin, k, i);
+        if (p.grad_x) place.set_term(dh + begin, e.dh);
+        const PackOf<T, 2> dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
+        P = P + dh_new, Q = madd(dh_new, d, Q), R = R + d;
+      });
+      total[kP] += P.v[0] + P.v[1], total[kQ] += Q.v[0] + Q.v[1], total[kR] += R.v[0] + R.v[1];
+    }
+    for (int s = 0; s < 3; ++s) store(row[s], total[s]);
+  }
+
+  // The same of a channel that is one vector.
+  void sum_vector(const T* x, const T* grad_y, S* dh, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
+    const Whole<T, 1> place{0};
+    const Element<T, 1> e = at_run<1>(place, x, grad_y, k, i);
+    if (p.grad_x) place.set_term(dh, e.dh);
+    place.set_term(row[kP], e.dh);
+    place.set_term(row[kQ], e.dh * e.d);
+    place.set_term(row[kR], e.d);
+  }
+
+  void sum_runs(int64_t b, const Block<T>& k) const {
+    S lanes[3][kLanes<T> * kLanes<T>] = {};
+    each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
+      for (int j = 0; j < count; ++j) {
+        S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
+        sum_run(b, k, i + j, row);
+      }
+      for (int s = 0; s < 3; ++s) set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
+    });
+  }
+
+  void apply_run(int64_t b, const Block<T>& k, int64_t i) const {
+    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
+    T* grad_x = this->sample(p.grad_x, b) + (k.c0 + i) * p.S;
+    const S* dh = k.dh + i * padded(p.S);
+    sweep_run<T, 4>(p.S, [&](auto place) FD_INLINE {
       constexpr int M = decltype(place)::kPack;
-      const auto e = at_run<M>(place, x, grad_y, t, i);
-      const PackOf<T, M> rest = madd(e.n, broadcast_pack<M>(share.tilt.v[i]), broadcast_pack<M>(share.level.v[i]));
-      place.store(grad_x, madd(e.dh, broadcast_pack<M>(share.slope.v[i]), rest));
-    });
-  }
-
-  // Groups [g0, g1) of sample b; group has room for their A and B.
-  void run_groups(int64_t b, int64_t g0, int64_t g1, int threads, double* group) const {
-    for (int64_t i = 0; i < 2 * (g1 - g0); ++i) group[i] = 0;
-    this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
-      Terms<T> t;
-      terms_of(b, c0, c1, t);
-      parallel_for(c1 - c0, threads, [&](int64_t i) { sum_run(b, c0 + i, t, i); });
-      add_to_groups(b, c0, c1, t, g0, group);
-    });
-    if (!p.grad_x && !p.grad_add) return;
-    this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
-      Terms<T> t;
-      Share<T> share;
-      terms_of(b, c0, c1, t);
-      finish(b, c0, c1, t, g0, group, share);
-      if (p.grad_x) parallel_for(c1 - c0, threads, [&](int64_t i) { apply_run(b, c0 + i, t, share, i); });
-    });
-  }
-
-  void runs(int threads) const {
-    const int64_t fit = N < kUnit ? kUnit / N : 1, narrow = D < kChannels ? kChannels / D : 1;
-    const int64_t batch = fit < narrow ? fit : narrow, units = (p.G + batch - 1) / batch;
-    const bool by_unit = p.B * units >= 2 * threads;
-    parallel_for(p.B * units, by_unit ? threads : 1, [&](int64_t u) {
-      const int64_t b = u / units, g0 = u % units * batch, g1 = g0 + batch < p.G ? g0 + batch : p.G;
-      double group[2 * kChannels];
-      run_groups(b, g0, g1, by_unit ? 1 : threads, group);
+      const PackOf<T, M> d = place.load(x) - broadcast_pack<M>(k.center.v[i]);
+      const auto rest = madd(d, broadcast_pack<M>(k.tilt.v[i]), broadcast_pack<M>(k.level.v[i]));
+      place.store(grad_x, madd(place.term(dh), broadcast_pack<M>(k.slope.v[i]), rest));
     });
   }
 
   // ---- Columns ----
 
-  int64_t chunk_rows() const {
-    const int64_t n = kChunk / (p.C * repeat);
-    return n < 1 ? 1 : n < kChunkRows ? n : kChunkRows;
-  }
-  int64_t chunks() const { return (rows + chunk_rows() - 1) / chunk_rows(); }
-
-  template <class Body> void each_column_block(const Body& body) const {
-    this->each_block(0, p.C, kChannels / repeat, body);
-  }
-
-  void spread_terms(Terms<T>& t, int64_t channels) const {
-    Channels<T>* const all[] = {&t.center, &t.rstd, &t.offset, &t.gain, &t.shift};
-    for (Channels<T>* values : all) this->spread(*values, channels);
-  }
-
-  template <int M, class Place>
-  FD_INLINE Element<T, M> at_columns(Place place, const T* x, const T* grad_y, const Terms<T>& t) const {
-    return differentiate<T, kSilu, M>(place.load(x), place.load(grad_y), place.term(t.center.v), place.term(t.rstd.v),
-                                      place.term(t.offset.v), place.term(t.gain.v), place.term(t.shift.v));
-  }
-
-  // body(x, grad_y, offset) over the rows of a chunk, columns from channel c0 on.
-  template <class Body> void each_row(int64_t b, int64_t chunk, int64_t c0, const Body& body) const {
-    const int64_t row0 = chunk * chunk_rows(), row1 = row0 + chunk_rows() < rows ? row0 + chunk_rows() : rows;
-    for (int64_t row = row0; row < row1; ++row) {
-      const int64_t offset = row * p.C * repeat + c0 * repeat;
-      body(this->sample(p.x, b) + offset, this->sample(p.grad_y, b) + offset, offset);
+  // A column's sums, piece by piece of its rows.
+  template <class Place>
+  FD_INLINE void sum_columns_at(Place place, int64_t b, const Block<T>& k, Channels<T> (&sums)[3]) const {
+    const int64_t width = this->width(), pad = padded((k.c1 - k.c0) * repeat);
+    const T* x = this->sample(p.x, b) + k.c0 * repeat;
+    const T* grad_y = this->sample(p.grad_y, b) + k.c0 * repeat;
+    const PackOf<T, 2> center = place.term(k.center.v), slope = place.term(k.slope.v), shift = place.term(k.shift.v),
+                       zero = broadcast_pack<2>(S(0));
+    PackOf<T, 2> total[3] = {zero, zero, zero};
+    for (int64_t begin = 0; begin < rows; begin += kPiece) {
+      PackOf<T, 2> P = zero, Q = zero, R = zero;
+      for (int64_t row = begin; row < rows && row < begin + kPiece; ++row) {
+        const auto e = differentiate<T, kSilu, 2>(place.load(x + row * width), place.load(grad_y + row * width), center,
+                                                  slope, shift);
+        if (p.grad_x) place.set_term(k.dh + row * pad, e.dh);
+        P = P + e.dh, Q = madd(e.dh, e.d, Q), R = R + e.d;
+      }
+      total[kP] = total[kP] + P, total[kQ] = total[kQ] + Q, total[kR] = total[kR] + R;
     }
+    for (int s = 0; s < 3; ++s) place.set_term(sums[s].v, total[s]);
   }
 
-  // Sums of a chunk, [kSums, C].
-  void sum_chunk(int64_t b, int64_t chunk, S* partial) const {
-    each_column_block([&](int64_t c0, int64_t c1) {
-      const int64_t columns = (c1 - c0) * repeat;
-      Terms<T> t;
-      Channels<T> P, Q, R;
-      terms_of(b, c0, c1, t);
-      spread_terms(t, c1 - c0);
-      Channels<T>* const all[] = {&P, &Q, &R};
-      for (Channels<T>* values : all) fill(values->v, columns + kStep<T>, S(0));
-      each_row(b, chunk, c0, [&](const T* x, const T* grad_y, int64_t) {
-        sweep<T, 2>(columns, [&](auto place) FD_INLINE {
-          const auto e = at_columns<2>(place, x, grad_y, t);
-          place.set_term(P.v, place.term(P.v) + e.dh);
-          place.set_term(Q.v, madd(e.dh, e.n, place.term(Q.v)));
-          place.set_term(R.v, place.term(R.v) + e.n);
-        });
-      });
-      gather(P, c0, c1, partial + kP * p.C);
-      gather(Q, c0, c1, partial + kQ * p.C);
-      gather(R, c0, c1, partial + kR * p.C);
-    });
+  void sum_columns(int64_t b, const Block<T>& k) const {
+    Channels<T> sums[3];
+    sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE { sum_columns_at(place, b, k, sums); });
+    for (int s = 0; s < 3; ++s) gather(sums[s], k.c0, k.c1, plane(b, s));
   }
 
   // Columns summed to channels [c0, c1).
@@ -209,87 +216,105 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     S padded[kStep<T> + kChannels + kStep<T>], *column = padded + kStep<T>;
     sweep<T, 2>((c1 - c0) * repeat,
                 [&](auto place) FD_INLINE { from_columns<T>(place.term(values.v), column + place.first()); });
-    for (int64_t c = c0; c < c1; ++c) channel[c] = repeat == 1 ? column[c - c0] : sum_of(column + (c - c0) * repeat, repeat);
+    for (int64_t c = c0; c < c1; ++c)
+      channel[c] = repeat == 1 ? column[c - c0] : sum_of(column + (c - c0) * repeat, repeat);
   }
 
-  void apply_chunk(int64_t b, int64_t chunk, const double* group) const {
-    each_column_block([&](int64_t c0, int64_t c1) {
-      Terms<T> t;
-      Share<T> share;
-      terms_of(b, c0, c1, t);
-      finish(b, c0, c1, t, 0, group, share);
-      spread_terms(t, c1 - c0);
-      Channels<T>* const all[] = {&share.slope, &share.tilt, &share.level};
-      for (Channels<T>* values : all) this->spread(*values, c1 - c0);
-      if (!p.grad_x) return;
-      each_row(b, chunk, c0, [&](const T* x, const T* grad_y, int64_t offset) {
-        T* grad_x = this->sample(p.grad_x, b) + offset;
-        sweep<T, 2>((c1 - c0) * repeat, [&](auto place) FD_INLINE {
-          const auto e = at_columns<2>(place, x, grad_y, t);
-          const auto rest = madd(e.n, place.term(share.tilt.v), place.term(share.level.v));
-          place.store(grad_x, madd(e.dh, place.term(share.slope.v), rest));
-        });
-      });
-    });
-  }
-
-  void columns_of_sample(int64_t b, int threads, S* partial, double* group) const {
-    parallel_for(chunks(), threads, [&](int64_t i) { sum_chunk(b, i, partial + i * kSums * p.C); });
-    for (int64_t c = 0; c < p.C; ++c)
-      for (int k = 0; k < kSums; ++k) {
-        double total = 0;
-        for (int64_t i = 0; i < chunks(); ++i) total += partial[(i * kSums + k) * p.C + c];
-        sums(b, c)[k] = S(total);
+  void apply_columns(int64_t b, const Block<T>& k) const {
+    const int64_t width = this->width(), pad = padded((k.c1 - k.c0) * repeat);
+    const T* x = this->sample(p.x, b) + k.c0 * repeat;
+    T* grad_x = this->sample(p.grad_x, b) + k.c0 * repeat;
+    sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE {
+      const PackOf<T, 2> center = place.term(k.center.v), slope = place.term(k.slope.v), tilt = place.term(k.tilt.v),
+                         level = place.term(k.level.v);
+      for (int64_t row = 0; row < rows; ++row) {
+        const PackOf<T, 2> rest = madd(place.load(x + row * width) - center, tilt, level);
+        place.store(grad_x + row * width, madd(place.term(k.dh + row * pad), slope, rest));
       }
-    for (int64_t i = 0; i < 2 * p.G; ++i) group[i] = 0;
-    this->each_block(0, p.C, kChannels, [&](int64_t c0, int64_t c1) {
-      Terms<T> t;
-      terms_of(b, c0, c1, t);
-      add_to_groups(b, c0, c1, t, 0, group);
     });
-    if (p.grad_x || p.grad_add)
-      parallel_for(p.grad_x ? chunks() : 1, threads, [&](int64_t i) { apply_chunk(b, i, group); });
   }
 
-  void columns(int threads) const {
-    const bool by_sample = p.B >= threads;
-    Scratch<S> partial(p.B * chunks() * kSums * p.C);
-    Scratch<double> group(p.B * 2 * p.G);
-    parallel_for(p.B, by_sample ? threads : 1, [&](int64_t b) {
-      columns_of_sample(b, by_sample ? 1 : threads, partial.data + b * chunks() * kSums * p.C, group.data + b * 2 * p.G);
-    });
+  // ---- Units ----
+
+  void first_walk(int64_t b, Block<T>& k) const {
+    begin(b, k);
+    this->by_columns ? sum_columns(b, k) : sum_runs(b, k);
+    finish(b, k);
+  }
+
+  void second_walk(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
+    begin_second(b, k, g0, means);
+    if (this->by_columns) return apply_columns(b, k);
+    for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
+  }
+
+  // Groups [g0, g1) of sample b.
+  void unit(int64_t b, int64_t g0, int64_t g1, int threads) const {
+    const int64_t c0 = g0 * D, c1 = g1 * D, blocks = (c1 - c0 + most - 1) / most;
+    Scratch<Block<T>> block(blocks);
+    Scratch<S> dh(blocks * kept(most)), means(2 * (g1 - g0));
+    for (int64_t i = 0; i < blocks; ++i) {
+      Block<T>& k = block.data[i];
+      k.c0 = c0 + i * most, k.c1 = k.c0 + most < c1 ? k.c0 + most : c1, k.dh = dh.data + i * kept(most);
+    }
+    parallel_for(blocks, threads, [&](int64_t i) { first_walk(b, block.data[i]); });
+    if (!p.grad_x && !p.grad_add) return;
+    group_means(b, g0, g1, means.data);
+    if (p.grad_x) parallel_for(blocks, threads, [&](int64_t i) { second_walk(b, block.data[i], g0, means.data); });
+    if (p.grad_add) set_grad_add(b, g0, g1, means.data);
   }
 
   // ---- Gradients of [C] and [B, C] ----
 
+  void put(void* base, int32_t dtype, int64_t i, int lanes, V v) const { Any<S>::set(base, dtype, i, lanes, v); }
+
+  // rstd (gain P - S A / N - R B / N).
+  void set_grad_add(int64_t b, int64_t g0, int64_t g1, const S* means) const {
+    for (int64_t g = g0; g < g1; ++g) {
+      const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g];
+      const V level = broadcast(-S(p.S) * means[2 * (g - g0)]), tilt = broadcast(-means[2 * (g - g0) + 1]);
+      each_vector<T>(D, [&](int64_t i, int lanes) FD_INLINE {
+        const int64_t c = g * D + i;
+        const V rest = madd(at(b, kR, c, lanes), tilt, level);
+        const V value = madd(at(b, kGain, c, lanes), at(b, kP, c, lanes), rest);
+        put(p.grad_add, p.add_dtype, b * p.C + c, lanes, rstd * value);
+      });
+    }
+  }
+
   // grad_scale = weight Q + bias P, grad_shift = P.
   void per_sample(int64_t b) const {
-    for (int64_t c = 0; c < p.C; ++c) {
-      const S* sum = sums(b, c);
-      if (p.grad_shift) put(p.grad_shift, p.shift_dtype, b * p.C + c, sum[kP]);
-      if (!p.grad_scale) continue;
-      const double weight = at(p.weight, p.weight_dtype, c, 1), bias = at(p.bias, p.weight_dtype, c, 0);
-      put(p.grad_scale, p.scale_dtype, b * p.C + c, weight * sum[kQ] + bias * sum[kP]);
-    }
+    each_vector<T>(p.C, [&](int64_t c, int lanes) FD_INLINE {
+      const V P = at(b, kP, c, lanes), Q = at(b, kQ, c, lanes);
+      if (p.grad_shift) put(p.grad_shift, p.shift_dtype, b * p.C + c, lanes, P);
+      if (!p.grad_scale) return;
+      const V weight = p.weight ? this->get(p.weight, p.weight_dtype, c, lanes) : broadcast(S(1));
+      const V bias = p.bias ? this->get(p.bias, p.weight_dtype, c, lanes) : broadcast(S(0));
+      put(p.grad_scale, p.scale_dtype, b * p.C + c, lanes, madd(weight, Q, bias * P));
+    });
   }
 
   // grad_weight = sum over b of (1 + scale) Q, grad_bias = sum of (1 + scale) P.
   void per_channel() const {
-    for (int64_t c = 0; c < p.C; ++c) {
-      double weight = 0, bias = 0;
-      for (int64_t b = 0; b < p.B; ++b) {
-        const double factor = 1 + at(p.scale, p.scale_dtype, b * p.scale_stride + c, 0);
-        weight += factor * sums(b, c)[kQ];
-        bias += factor * sums(b, c)[kP];
+    each_vector<T>(p.C, [&](int64_t c, int lanes) FD_INLINE {
+      V weight = {}, bias = {};
+      for (int64_t begin = 0; begin < p.B; begin += kBatch) {
+        V some_weight = {}, some_bias = {};
+        for (int64_t b = begin; b < p.B && b < begin + kBatch; ++b) {
+          const V scale = p.scale ? this->get(p.scale, p.scale_dtype, b * p.scale_stride + c, lanes) : V{};
+          some_weight = madd(1 + scale, at(b, kQ, c, lanes), some_weight);
+          some_bias = madd(1 + scale, at(b, kP, c, lanes), some_bias);
+        }
+        weight += some_weight, bias += some_bias;
       }
-      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, weight);
-      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, bias);
-    }
+      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, lanes, weight);
+      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, lanes, bias);
+    });
   }
 
   void run() const {
-    const int threads = useful_threads(p.B * p.C * p.S, p.num_threads);
-    this->by_columns ? columns(threads) : runs(threads);
+    this->each_unit(useful_threads(p.B * p.C * p.S, p.num_threads),
+                    [&](int64_t b, int64_t g0, int64_t g1, int threads) { unit(b, g0, g1, threads); });
     if (p.grad_scale || p.grad_shift)
       for (int64_t b = 0; b < p.B; ++b) per_sample(b);
     if (p.grad_weight || p.grad_bias) per_channel();

@@ -117,14 +117,14 @@ FD_SIMD vfloat clip(vfloat v, vfloat bound) {
   return v < -bound ? -bound : v;
 }
 
-// v limited to [low, high]; of a NaN, anything.
+// v limited to [low, high]; NaN passes.
 FD_SIMD vfloat limit(vfloat v, float low, float high) {
 #if defined(__AVX512F__)
-  return (vfloat)_mm512_min_ps(_mm512_max_ps((__m512)v, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+  return (vfloat)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)v));
 #elif defined(__AVX2__)
-  return (vfloat)_mm256_min_ps(_mm256_max_ps((__m256)v, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+  return (vfloat)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)v));
 #elif defined(__x86_64__)
-  return (vfloat)_mm_min_ps(_mm_max_ps((__m128)v, _mm_set1_ps(low)), _mm_set1_ps(high));
+  return (vfloat)_mm_min_ps(_mm_set1_ps(high), _mm_max_ps(_mm_set1_ps(low), (__m128)v));
 #else
   v = v < low ? set1(low) : v;
   return v > high ? set1(high) : v;
@@ -159,13 +159,40 @@ FD_SIMD vuint pack(vwide a, vwide b) {
 #endif
 }
 
+// a0 + a1, a2 + a3, ..., b0 + b1, ...
+FD_SIMD vfloat add_pairs(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return (vfloat)_mm512_permutex2var_ps((__m512)a, even, (__m512)b) +
+         (vfloat)_mm512_permutex2var_ps((__m512)a, odd, (__m512)b);
+#elif defined(__AVX2__)
+  const __m256 pairs = _mm256_hadd_ps((__m256)a, (__m256)b);           // a01 a23 b01 b23 a45 a67 b45 b67
+  return (vfloat)_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
+#else
+  return vfloat{a[0], a[2], b[0], b[2]} + vfloat{a[1], a[3], b[1], b[3]};
+#endif
+}
+
 // Lane sum in a fixed order: halves are folded together.
 FD_SIMD float sum(vfloat v) {
   float lane[kWidth];
   store(lane, v);
-  for (int half = kWidth / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+#if defined(__AVX512F__)
+  typedef float eight __attribute__((vector_size(32)));
+  eight half[2];
+  memcpy(half, lane, sizeof half);
+  half[0] += half[1];
+  memcpy(lane, half, sizeof half[0]);
+#endif
+#if defined(__AVX2__)
+  typedef float four __attribute__((vector_size(16)));
+  four quarter[2];
+  memcpy(quarter, lane, sizeof quarter);
+  quarter[0] += quarter[1];
+  memcpy(lane, quarter, sizeof quarter[0]);
+#endif
+  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
 // exp(v) within 1 ulp for v in [-87, 88]; saturates to a tiny normal number and to inf outside; NaN passes.

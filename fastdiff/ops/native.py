@@ -113,7 +113,7 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
 
 
 def group_norm_silu_backward(grad_y, x, mean, rstd, *arguments):
-    workspace = mean.new_empty((*x.shape[:2], 4))
+    workspace = mean.new_empty((*x.shape[:2], 5))
     status = _C.group_norm_silu_backward(*_place(x), grad_y, x, mean, rstd, *arguments, workspace)
     if status:
         _raise(status)
