@@ -316,9 +316,6 @@ def choose_nvcc(wish, env, reasons):
     if wish == "0":
         reasons["cuda"] = "built with FASTDIFF_CUDA=0"
         return None
-    if not list(ROOT.glob("csrc/cuda/*.cu")):  # TEMPORARY
-        reasons["cuda"] = "no CUDA sources"
-        return None
     try:
         return make_nvcc(env)
     except Missing as error:

@@ -1,7 +1,7 @@
 """How every benchmark here is run: one case per (op, shape, dtype, layout), one column per provider.
 
-Providers are `eager` (what everybody writes), `compiled` (torch.compile of it), `fastdiff`, and peers where installed. Each
-case runs with one thread, pinned to a processor, and with all of them. Compare ratios within one run only.
+Providers are `eager` (what everybody writes), `compiled` (torch.compile of it), `fastdiff`, and peers where installed.
+Each case runs with one thread, pinned to a processor, and with all of them. Compare ratios within one run only.
 """
 
 import contextlib

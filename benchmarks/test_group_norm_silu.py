@@ -43,8 +43,9 @@ def test_forward(measure, device, provider, kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff"])
 def test_backward(measure, device, provider, kind, shape):
-    leaves = [value.requires_grad_() for value in (arguments := make(device, shape, kind))[:3]]
-    y = functions(provider, arguments[3])(*leaves)
+    *tensors, groups = make(device, shape, kind)
+    leaves = [value.requires_grad_() for value in tensors]
+    y = functions(provider, groups)(*leaves)
     grad_y = torch.randn_like(y)
     measure(f"group_norm_silu backward {list(shape)} {kind}", provider,
             lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True))  # fmt: skip

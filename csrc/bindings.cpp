@@ -242,7 +242,7 @@ PyObject* group_norm_silu(Arguments a) {
   p.eps = a.number();
   const Tensor add = a.tensor(), scale = a.tensor(), shift = a.tensor();
   normalization(p, call, x, weight, bias, groups, add, scale, shift, a.truth());
-  p.y = a.tensor(), p.mean = a.tensor(), p.rstd = a.tensor();
+  p.y = a.tensor(), p.mean = a.tensor(), p.rstd = a.tensor(), p.workspace = a.tensor();
   return FD_RUN(group_norm_silu, p, p.B * p.C * p.S);
 }
 
@@ -260,6 +260,19 @@ PyObject* group_norm_silu_backward(Arguments a) {
   p.grad_scale = a.tensor(), p.grad_shift = a.tensor(), p.workspace = a.tensor();
   return FD_RUN(group_norm_silu_backward, p, p.B * p.C * p.S);
 }
+
+#ifdef FD_CUDA
+// (x, groups) -> floats of workspace.
+template <class Params, int64_t (*floats)(const Params&)>
+PyObject* workspace(Arguments a) {
+  const Tensor x = a.tensor();
+  const Shape shape(x);
+  Params p = {};
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions(), p.G = a.integer();
+  p.dtype = x.dtype(), p.layout = x.layout();
+  return PyLong_FromLongLong(floats(p));
+}
+#endif
 
 bool equal(const py::object& found, py::handle expected) {
   return found.ptr() == expected.ptr() || PyObject_RichCompareBool(found.ptr(), expected.ptr(), Py_EQ) == 1;
@@ -307,6 +320,11 @@ PyMethodDef methods[] = {
     method<group_norm_silu>("group_norm_silu"),
     method<group_norm_silu_backward>("group_norm_silu_backward"),
     method<conforms>("conforms"),
+#ifdef FD_CUDA
+    method<workspace<GroupNormSiluParams, cuda::group_norm_silu_workspace>>("group_norm_silu_workspace"),
+    method<workspace<GroupNormSiluBackwardParams, cuda::group_norm_silu_backward_workspace>>(
+        "group_norm_silu_backward_workspace"),
+#endif
     {nullptr, nullptr, 0, nullptr},
 };
 

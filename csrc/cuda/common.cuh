@@ -1,8 +1,8 @@
 // What every kernel is built from: memory access, conversions, sums, launches, dispatch.
 //
 // Global memory is reached only through load and store, shared memory only through FD_SHARED and FD_DYNAMIC_SHARED: a
-// host compiler with a cuda_runtime.h of its own can run the kernels and watch each access. Such a header defines the
-// two macros itself. PTX stands only here, each time beside its host twin.
+// host compiler with a cuda_runtime.h of its own can run the kernels and watch each access (tests/simt). That header
+// defines the two macros itself, and simt::Shared. PTX stands only here, each time beside its host twin.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -12,6 +12,14 @@
 #include "kernels.h"
 
 #define FD_DEVICE static __device__ __forceinline__
+#define FD_MEMBER __device__ __forceinline__
+
+// Before a loop beside which there is no register to spare.
+#ifdef __CUDA_ARCH__
+#define FD_ROLLED _Pragma("unroll 1")
+#else
+#define FD_ROLLED
+#endif
 
 #ifdef __CUDACC__
 #define FD_SHARED(type, name, count) __shared__ type name[count]
@@ -37,6 +45,11 @@ template <> struct Word<2> { typedef uint16_t Type; };
 template <> struct Word<4> { typedef uint32_t Type; };
 template <> struct Word<8> { typedef uint2 Type; };
 template <> struct Word<16> { typedef uint4 Type; };
+
+// What FD_SHARED and FD_DYNAMIC_SHARED give, and what a function takes it as.
+template <class T> using Shared = T*;
+#else
+using simt::Shared;
 #endif
 
 // p[0 ... V) in one access; p is a multiple of V elements.
@@ -47,6 +60,7 @@ FD_DEVICE Vec<T, V> load(const T* p) {
   const auto word = *reinterpret_cast<const typename Word<sizeof v>::Type*>(p);
   memcpy(&v, &word, sizeof v);
 #else
+  simt::check_global(p, sizeof v, false);
   memcpy(&v, p, sizeof v);
 #endif
   return v;
@@ -59,6 +73,7 @@ FD_DEVICE void store(T* p, const Vec<T, V>& v) {
   memcpy(&word, &v, sizeof v);
   *reinterpret_cast<decltype(word)*>(p) = word;
 #else
+  simt::check_global(p, sizeof v, true);
   memcpy(p, &v, sizeof v);
 #endif
 }
@@ -106,19 +121,133 @@ FD_DEVICE void narrow(float v, bfloat16_t& out) {
 #endif
 }
 
+// The words that hold V elements; two that share one are converted together.
+template <class T, int V>
+constexpr int kWords = (sizeof(T) * V + 3) / 4;
+
+template <class T, int V>
+using Words = Vec<uint32_t, kWords<T, V>>;
+
+FD_DEVICE void widen(float, const uint32_t* word, float* v) { *v = bits_to_float(*word); }
+
+FD_DEVICE void widen(bfloat16_t, const uint32_t* word, float* v) {
+#ifdef __CUDACC__
+  asm("shl.b32 %0, %1, 16;" : "=f"(v[0]) : "r"(*word));
+  asm("and.b32 %0, %1, 0xffff0000;" : "=f"(v[1]) : "r"(*word));
+#else
+  v[0] = bits_to_float(*word << 16);
+  v[1] = bits_to_float(*word & 0xffff0000u);
+#endif
+}
+
+FD_DEVICE void widen(half_t, const uint32_t* word, float* v) {
+  v[0] = widen(half_t{uint16_t(*word)});
+  v[1] = widen(half_t{uint16_t(*word >> 16)});
+}
+
+FD_DEVICE void narrow(float, const float* v, uint32_t* word) { *word = float_to_bits(*v); }
+
+FD_DEVICE void narrow(bfloat16_t, const float* v, uint32_t* word) {
+#ifdef __CUDACC__
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(*word) : "f"(v[1]), "f"(v[0]));
+#else
+  *word = to_bfloat16(v[0]).bits | uint32_t(to_bfloat16(v[1]).bits) << 16;
+#endif
+}
+
+FD_DEVICE void narrow(half_t, const float* v, uint32_t* word) {
+#ifdef __CUDACC__
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*word) : "f"(v[1]), "f"(v[0]));
+#else
+  *word = to_half(v[0]).bits | uint32_t(to_half(v[1]).bits) << 16;
+#endif
+}
+
+template <class T, int V>
+constexpr bool kFillsWords = sizeof(T) * V % 4 == 0;
+
+template <class T, int V>
+FD_DEVICE Words<T, V> load_words(const T* p) {
+  if constexpr (kFillsWords<T, V>) return load<uint32_t, kWords<T, V>>(reinterpret_cast<const uint32_t*>(p));
+  else return {{uint32_t(load(reinterpret_cast<const uint16_t*>(p)))}};
+}
+
+template <class T, int V>
+FD_DEVICE void widen(const Words<T, V>& words, float (&v)[V]) {
+  if constexpr (kFillsWords<T, V>) {
+#pragma unroll
+    for (int i = 0; i < kWords<T, V>; ++i) widen(T{}, &words.at[i], &v[i * 4 / sizeof(T)]);
+  } else {
+    v[0] = widen(T{uint16_t(words.at[0])});
+  }
+}
+
 template <class T, int V>
 FD_DEVICE void load_floats(const T* p, float (&v)[V]) {
-  const Vec<T, V> raw = load<T, V>(p);
+  if constexpr (sizeof(T) > 1 && kFillsWords<T, V>) {
+    widen<T, V>(load_words<T, V>(p), v);
+  } else {
+    const Vec<T, V> raw = load<T, V>(p);
 #pragma unroll
-  for (int i = 0; i < V; ++i) v[i] = widen(raw.at[i]);
+    for (int i = 0; i < V; ++i) v[i] = widen(raw.at[i]);
+  }
 }
 
 template <class T, int V>
 FD_DEVICE void store_floats(T* p, const float (&v)[V]) {
-  Vec<T, V> raw;
+  if constexpr (kFillsWords<T, V>) {
+    Words<T, V> raw;
 #pragma unroll
-  for (int i = 0; i < V; ++i) narrow(v[i], raw.at[i]);
-  store<T, V>(p, raw);
+    for (int i = 0; i < kWords<T, V>; ++i) narrow(T{}, &v[i * 4 / sizeof(T)], &raw.at[i]);
+    store(reinterpret_cast<uint32_t*>(p), raw);
+  } else {
+    Vec<T, V> raw;
+#pragma unroll
+    for (int i = 0; i < V; ++i) narrow(v[i], raw.at[i]);
+    store<T, V>(p, raw);
+  }
+}
+
+// 1 / v within an ulp, v a normal number and 1 / v as well.
+FD_DEVICE float reciprocal(float v) {
+#ifdef __CUDACC__
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+#else
+  const float r = 1.0f / v;
+#endif
+  return fmaf(r, fmaf(-v, r, 1.0f), r);
+}
+
+// 1 / sqrt(v) likewise.
+FD_DEVICE float reciprocal_sqrt(float v) {
+#ifdef __CUDACC__
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+#else
+  const float r = 1.0f / sqrtf(v);
+#endif
+  return fmaf(0.5f * r, fmaf(-v * r, r, 1.0f), r);
+}
+
+// 1 / (1 + e^-h). The limit keeps the reciprocal normal.
+FD_DEVICE float sigmoid(float h) {
+  const float exponent = fminf(h * -1.4426950408889634f, 126.0f);
+#ifdef __CUDACC__
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+#else
+  const float power = exp2f(exponent);
+#endif
+  return reciprocal(1.0f + power);
+}
+
+// v, of which the compiler knows nothing: what is made of it is made here, not kept in registers from an earlier use.
+FD_DEVICE int afresh(int v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
 }
 
 constexpr int kWarp = 32;
@@ -133,7 +262,7 @@ FD_DEVICE float warp_sum(float v) {
 // The block's sums, in every thread: lanes first, then warps. scratch: shared, N * kWarp floats. The block is
 // one-dimensional, full warps.
 template <int N>
-FD_DEVICE void block_sum(float (&v)[N], float* scratch) {
+FD_DEVICE void block_sum(float (&v)[N], Shared<float> scratch) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
 #pragma unroll
   for (int n = 0; n < N; ++n) v[n] = warp_sum(v[n]);
@@ -146,7 +275,7 @@ FD_DEVICE void block_sum(float (&v)[N], float* scratch) {
   for (int n = 0; n < N; ++n) v[n] = warp_sum(lane < warps ? scratch[n * kWarp + lane] : 0.0f);
 }
 
-FD_DEVICE float block_sum(float v, float* scratch) {
+FD_DEVICE float block_sum(float v, Shared<float> scratch) {
   float sums[1] = {v};
   block_sum(sums, scratch);
   return sums[0];

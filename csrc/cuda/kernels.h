@@ -17,6 +17,10 @@ Status reverse_step(const ReverseStepParams& p, Place place);
 Status group_norm_silu(const GroupNormSiluParams& p, Place place);
 Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p, Place place);
 
+// Floats of workspace that a call needs, of which B, C, S, G, dtype and layout decide.
+int64_t group_norm_silu_workspace(const GroupNormSiluParams& p);
+int64_t group_norm_silu_backward_workspace(const GroupNormSiluBackwardParams& p);
+
 // cudaGetErrorString of Status::value.
 const char* error_string(int64_t error);
 

@@ -82,7 +82,8 @@ def no_gradient(op, **arguments):
     if torch.is_grad_enabled():
         for name, value in arguments.items():
             if value is not None and value.requires_grad:
-                raise RuntimeError(f"{name} must not require grad: {op} has no gradient (detach it, or use torch.no_grad)")
+                advice = "detach it, or use torch.no_grad"
+                raise RuntimeError(f"{name} must not require grad: {op} has no gradient ({advice})")
     no_tangent(op, **arguments)
 
 

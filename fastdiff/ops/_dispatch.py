@@ -15,7 +15,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 _MODULES = {"cuda": "native", "triton": "triton", "cpu": "native", "reference": "reference"}
 
 # "" is the automatic choice. A ContextVar, because torch.compile guards its value and follows its changes.
-_requested = ContextVar("fastdiff_backend", default=os.environ.get("FASTDIFF_BACKEND", ""))
+_AT_START = os.environ.get("FASTDIFF_BACKEND", "")
+_requested = ContextVar("fastdiff_backend", default=_AT_START)
 
 
 def requested():
@@ -25,7 +26,7 @@ def requested():
 
 @contextlib.contextmanager
 def use_backend(name):
-    """Every fastdiff op in this context (thread or task) runs on backend `name`: "cuda", "triton", "cpu" or "reference".
+    """Every fastdiff op in this context (thread or task) runs on backend `name`, one of `BACKENDS`.
 
     An op that the backend cannot run raises: an explicit choice never falls back. The environment variable
     FASTDIFF_BACKEND does the same for a whole process.
@@ -91,15 +92,16 @@ def choose(op, backend, device_type, dtype):
     if backend:
         against = reason(op, backend, device_type, dtype)
         if against:
-            raise ValueError(f"backend {backend!r} cannot run {op}: {against}{_others(op, backend, device_type, dtype)}")
+            others = _others(op, backend, device_type, dtype)
+            raise ValueError(f"backend {backend!r} cannot run {op}: {against}{others}")
         return backend
     candidates = [name for name in BACKENDS if name != "triton" or device_type == "cuda"]  # never its interpreter
     return next(name for name in candidates if reason(op, name, device_type, dtype) is None)
 
 
 def _others(op, refused, device_type, dtype):
-    lines = [f"\n  {name}: {reason(op, name, device_type, dtype) or 'available'}" for name in BACKENDS if name != refused]
-    return "".join(lines)
+    names = (name for name in BACKENDS if name != refused)
+    return "".join(f"\n  {name}: {reason(op, name, device_type, dtype) or 'available'}" for name in names)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Memory layouts: backends are given dense tensors, channels first or channels last; whatever else comes is copied here."""
+"""Memory layouts: backends are given dense tensors, channels first or last; whatever else comes is copied here."""
 
 import torch
 

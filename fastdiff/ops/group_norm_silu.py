@@ -13,8 +13,8 @@ _LIBRARY.define(
     " float eps, bool silu, str backend) -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
-    "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? add,"
-    " Tensor? scale, Tensor? shift, int groups, bool silu, bool[] needs, str backend)"
+    "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,"
+    " Tensor? add, Tensor? scale, Tensor? shift, int groups, bool silu, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -137,7 +137,9 @@ def _gradient(value, needed):
     """Where the gradient of an input goes: [B, C] and [C] ones are contiguous."""
     if not needed:
         return None
-    return torch.empty_like(value) if value.dim() > 2 else torch.empty_like(value, memory_format=torch.contiguous_format)
+    if value.dim() > 2:
+        return torch.empty_like(value)
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
 
 
 def _fake(x, weight, bias, add, scale, shift, groups, eps, silu, backend):

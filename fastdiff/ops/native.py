@@ -103,17 +103,24 @@ def reverse_step(x, model_output, rows, *arguments):
 
 
 def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
-    if mean is None and not x.is_cpu:  # the CUDA kernels hand statistics from launch to launch in them
-        mean, rstd = torch.empty((2, x.shape[0], groups), device=x.device)
+    place, workspace = _place(x), None
+    if place[0] >= 0:  # the CUDA kernels always leave their statistics, and hand sums from launch to launch
+        if mean is None:
+            mean, rstd = torch.empty((2, x.shape[0], groups), device=x.device)
+        workspace = torch.empty(_C.group_norm_silu_workspace(x, groups), device=x.device)
     status = _C.group_norm_silu(
-        *_place(x), x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd
+        *place, x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, workspace
     )  # fmt: skip
     if status:
         _raise(status)
 
 
-def group_norm_silu_backward(grad_y, x, mean, rstd, *arguments):
-    workspace = mean.new_empty((*x.shape[:2], 5))
-    status = _C.group_norm_silu_backward(*_place(x), grad_y, x, mean, rstd, *arguments, workspace)
+def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, *arguments):
+    place = _place(x)
+    cuda = place[0] >= 0
+    workspace = mean.new_empty(_C.group_norm_silu_backward_workspace(x, groups) if cuda else (*x.shape[:2], 5))
+    status = _C.group_norm_silu_backward(
+        *place, grad_y, x, mean, rstd, weight, bias, groups, *arguments, workspace
+    )  # fmt: skip
     if status:
         _raise(status)

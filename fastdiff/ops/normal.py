@@ -2,12 +2,13 @@
 
 import torch
 
-from . import _check, _dispatch, _layout, rng as streams
+from . import _check, _dispatch, _layout
+from . import rng as streams
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
 _LIBRARY.define(
-    "normal(SymInt[] shape, Tensor rng, Tensor sample_ids, int stream, ScalarType dtype, bool channels_last, str backend)"
-    " -> Tensor"
+    "normal(SymInt[] shape, Tensor rng, Tensor sample_ids, int stream, ScalarType dtype, bool channels_last,"
+    " str backend) -> Tensor"
 )
 
 
@@ -22,9 +23,9 @@ def normal(
 ):
     """n_i = sqrt(-2 ln u) cos(2 pi v) for even elements i, sin for odd ones, (u, v) from Philox4x32-10 of a counter.
 
-    The key is the seed; the counter (i // 4, sample_id, draw, stream), i the element's place within its sample in logical
-    CHW order. So a value depends on (seed, draw, sample_id, stream, i) alone: not on the batch, layout, backend (within 4
-    ulp of float32) or number of threads.
+    The key is the seed; the counter (i // 4, sample_id, draw, stream), i the element's place within its sample in
+    logical CHW order. So a value depends on (seed, draw, sample_id, stream, i) alone: not on the batch, layout, backend
+    (within 4 ulp of float32) or number of threads.
 
     Args:
         shape: (B, C, *) of the result.

@@ -2,12 +2,14 @@
 
 import torch
 
-from . import _check, _dispatch, _layout, rng as streams
+from . import _check, _dispatch, _layout
+from . import rng as streams
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
 _LIBRARY.define(
     "q_sample(Tensor x_start, Tensor t, Tensor alpha, Tensor sigma, Tensor? noise, Tensor? rng, Tensor? sample_ids,"
-    " Tensor? flip, int stream, ScalarType dtype, bool channels_last, bool return_noise, str backend) -> (Tensor, Tensor)"
+    " Tensor? flip, int stream, ScalarType dtype, bool channels_last, bool return_noise, str backend)"
+    " -> (Tensor, Tensor)"
 )
 
 
@@ -40,9 +42,9 @@ def q_sample(
         memory_format: of x_t; by default x_start's.
         return_noise: also return the noise used.
 
-    Returns x_t [B, C, *], or (x_t, noise) with noise in float32 (float64 where x_t is float64). The arithmetic is float32
-    (float64) and rounded once. Raises ValueError, TypeError or, on the CPU, IndexError for t outside [0, T); on a GPU such
-    a sample is NaN. Not differentiable.
+    Returns x_t [B, C, *], or (x_t, noise) with noise in float32 (float64 where x_t is float64). The arithmetic is
+    float32 (float64) and rounded once. Raises ValueError, TypeError or, on the CPU, IndexError for t outside [0, T); on
+    a GPU such a sample is NaN. Not differentiable.
     Source: Ho et al., "Denoising diffusion probabilistic models", 2020, equation 4.
     """
     dtype = _check_q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype)

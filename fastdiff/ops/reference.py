@@ -143,7 +143,8 @@ def reverse_step(x, model_output, rows, row, out, model_input, history, noise, r
         value if value is None else value.to(dtype) for value in (x, extra, known, noise, known_noise, mask, history)
     )
     r = Row(rows, row, x)
-    gain, bound, shrink = (value if value is None else per_sample(value.to(dtype), x) for value in (gain, bound, shrink))
+    factors = (gain, bound, shrink)
+    gain, bound, shrink = (value if value is None else per_sample(value.to(dtype), x) for value in factors)
 
     m, v = None, None
     if model_output is not None:
@@ -175,7 +176,8 @@ def reverse_step(x, model_output, rows, row, out, model_input, history, noise, r
         result = torch.where(r.write >= 0, math.nan, result)
 
     if mask is not None:
-        z = draw(shape, rng, sample_ids, streams.KNOWN).to(dtype) if known_noise is None and rng is not None else known_noise
+        drawn = known_noise is None and rng is not None
+        z = draw(shape, rng, sample_ids, streams.KNOWN).to(dtype) if drawn else known_noise
         kept = r.term("k_0", "known", known) + r.term("k_n", "known_noise or rng", z)
         result = mask * result + (1 - mask) * kept
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from . import _check, _dispatch, _layout, rows as row_table
+from . import _check, _dispatch, _layout
+from . import rows as row_table
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
 _OPTIONS = (
@@ -36,7 +37,7 @@ def reverse_step(
 ):
     """One reverse step, x' from x, with the coefficients of row r = row (or row[b] for sample b) of the table `rows`:
 
-        m     = gain * (m_uncond + w * (m_cond - m_uncond))      guided; else gain * m.  v: variance channels (conditional)
+        m     = gain * (m_uncond + w * (m_cond - m_uncond))      guided; else gain * m. v: variance channels
         x0    = clip(p_x*x + p_m*m, bound) * shrink + g_0*extra
         s     = exp((l_0 + l_1*v) / 2)                           1 where l_0 = l_1 = 0
         x'    = c_x*x + c_0*x0 + c_m*m + c_1*h0 + c_2*h1 + c_3*h2 + (g_x + g_v*s*s)*extra + std*s*noise
@@ -48,8 +49,8 @@ def reverse_step(
 
     Args:
         x: [B, C, *], any floating dtype; the arithmetic is float32 (float64 for float64), rounded once.
-        model_output: [B or 2B, C or 2C, *], floating, any layout. 2B: halves [uncond, cond] of a guided call. 2C: halves
-            [mean, raw variance].
+        model_output: [B or 2B, C or 2C, *], floating, any layout. 2B: halves [uncond, cond] of a guided call, the
+            variance being the latter's. 2C: halves [mean, raw variance].
         rows: [R, 24] float32 (float64 where x is), columns as in `fastdiff.ops.rows`.
         row: int64 [] or [1], or [B]; on x's device and not advanced here.
         out: like x; None: a new tensor; x itself: in place.
@@ -60,8 +61,9 @@ def reverse_step(
         mask: [1 or B, 1 or C, *], bool or x's dtype; 1 generates, 0 keeps `known`.
         gain, bound, shrink: float32 [B]; None: 1, the row's bound, 1.
 
-    Returns out. Raises ValueError, TypeError or, on the CPU, IndexError for a row outside [0, R) and ValueError for an input
-    that the row needs and that is None, before anything is written; on a GPU such a sample is NaN. Not differentiable.
+    Returns out. Raises ValueError, TypeError or, on the CPU, IndexError for a row outside [0, R) and ValueError for an
+    input that the row needs and that is None, before anything is written; on a GPU such a sample is NaN. Not
+    differentiable.
     Source: the posterior mean of Ho et al. 2020 (equation 7) is one such row, as are DDIM, DPM-Solver and their kin.
     """
     plain = noise is extra is known is known_noise is mask is history is model_input is gain is bound is shrink is None
@@ -78,8 +80,8 @@ def reverse_step(
     if _check.differentiating():
         _check.no_gradient(
             "reverse_step", x=x, model_output=model_output, noise=noise, extra=extra, mask=mask, known=known,
-            known_noise=known_noise, rows=rows, out=out, history=history, model_input=model_input, gain=gain, bound=bound,
-            shrink=shrink,
+            known_noise=known_noise, rows=rows, out=out, history=history, model_input=model_input, gain=gain,
+            bound=bound, shrink=shrink,
         )  # fmt: skip
     options = model_input, history, noise, rng, sample_ids, extra, mask, known, known_noise, gain, bound, shrink
     if out is None:
@@ -109,8 +111,9 @@ def _check_extras(shape, dtype, device, noise, extra, known, known_noise, mask, 
         return
     _check.is_tensor("mask", mask)
     B, C = shape[:2]
-    if mask.dim() != len(shape) or mask.shape[2:] != shape[2:] or mask.shape[0] not in (1, B) or mask.shape[1] not in (1, C):
-        raise ValueError(f"mask must have shape [1 or B, 1 or C, *] for x of shape {list(shape)}, got {list(mask.shape)}")
+    given = mask.shape
+    if len(given) != len(shape) or given[2:] != shape[2:] or given[0] not in (1, B) or given[1] not in (1, C):
+        raise ValueError(f"mask must have shape [1 or B, 1 or C, *] for x of shape {list(shape)}, got {list(given)}")
     _check.tensors(device, "mask", mask, mask.shape, torch.bool if mask.dtype is torch.bool else dtype)
     if known is None:
         raise ValueError("known must be a tensor where mask is given, got None")
@@ -123,7 +126,8 @@ def _check_network(name, value, wanted, dtype, device, halves):
     if shape != wanted:
         B, C, *space = wanted
         channels = [half * C for half in halves]
-        if len(shape) != len(wanted) or shape[0] not in (B, 2 * B) or shape[1] not in channels or list(shape[2:]) != space:
+        fits = len(shape) == len(wanted) and list(shape[2:]) == space
+        if not fits or shape[0] not in (B, 2 * B) or shape[1] not in channels:
             rule = "[B or 2B, C or 2C, *]" if len(halves) == 2 else "[B or 2B, C, *]"
             raise ValueError(f"{name} must have shape {rule} for x of shape {list(wanted)}, got {list(shape)}")
     if kind not in _check.FLOATS:
@@ -176,8 +180,8 @@ def _reverse_step(x, model_output, out, rows, row, model_input, history, noise, 
     if extras or out is not state:
         _check_apart(out, model_input, history, (state, model_output, noise, extra, mask, known, known_noise))
     _dispatch.function("reverse_step", backend, state)(
-        state, model_output, rows.contiguous(), row.contiguous(), out, model_input, history, noise, rng, sample_ids, extra,
-        mask, known, known_noise, gain, bound, shrink,
+        state, model_output, rows.contiguous(), row.contiguous(), out, model_input, history, noise, rng, sample_ids,
+        extra, mask, known, known_noise, gain, bound, shrink,
     )  # fmt: skip
     if out is not given[0]:
         given[0].copy_(out)

@@ -1,4 +1,4 @@
-"""The counter RNG's inputs: what is drawn is a function of (seed, draw, sample_id, stream, element) and of nothing else."""
+"""The counter RNG's inputs: a draw is a function of (seed, draw, sample_id, stream, element) and of nothing else."""
 
 import torch
 
@@ -15,8 +15,8 @@ LABELS = 6
 def make_rng(seed, draw=0, device=None):
     """rng = (seed bits, draw), the int64 tensor [2] that every drawing op takes.
 
-    seed: int in [-2^63, 2^64), wrapped to 64 bits. draw: int in [0, 2^32): the plan's row in sampling, the global step in
-    training.
+    seed: int in [-2^63, 2^64), wrapped to 64 bits. draw: int in [0, 2^32): the plan's row in sampling, the global
+    step in training.
     """
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")

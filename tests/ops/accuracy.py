@@ -38,4 +38,6 @@ def assert_in_budget(result, exact, eager_error):
 def same_bits(a, b):
     """Equality of every bit pattern, NaN and the sign of zero included."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))

@@ -9,6 +9,7 @@ import torch
 
 import fastdiff
 from fastdiff.ops import native
+from tests.simt import harness
 
 SAMPLE = {"odd and not square", "odd width, last block discards lanes", "1x1"}  # cases that run in 16 bits everywhere
 LEVELS = ("avx512", "avx2", "baseline")
@@ -33,7 +34,13 @@ def pytest_collection_modifyitems(items):
 
 @contextlib.contextmanager
 def running_on(name):
-    """Ops run on the named backend, "cpu-<level>" being the C++ kernels at that SIMD level."""
+    """Ops run on the named backend: "cpu-<level>", C++ at that SIMD level; "cuda-simt", CUDA's sources on the CPU."""
+    if name == "cuda-simt":
+        if harness.unavailable():
+            pytest.skip(f"{name}: {harness.unavailable()}")
+        with harness.installed(), fastdiff.use_backend("cpu"):
+            yield
+        return
     backend, _, level = name.partition("-")
     if level:
         try:
@@ -52,10 +59,16 @@ def device_of(backend):
     return torch.device("cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu")
 
 
+def on_device(backend):
+    """Whether the kernels are a GPU's, wherever they run: no float64, and what is out of range makes its sample NaN."""
+    return backend in ("triton", "cuda", "cuda-simt")
+
+
 BACKENDS = [
     "reference",
     *(f"cpu-{level}" for level in LEVELS),
     "triton",
+    "cuda-simt",
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 

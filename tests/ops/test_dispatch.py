@@ -18,9 +18,9 @@ def draw():
 
 
 def test_unknown_backends_are_refused():
-    with pytest.raises(ValueError, match="backend must be one of cuda, triton, cpu, reference, got 'numpy'"):
-        with fastdiff.use_backend("numpy"):
-            pass
+    message = "backend must be one of cuda, triton, cpu, reference, got 'numpy'"
+    with pytest.raises(ValueError, match=message), fastdiff.use_backend("numpy"):
+        pass
 
 
 def test_an_explicit_choice_never_falls_back():
@@ -80,7 +80,9 @@ def test_environment(value, message):
     assert message in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(("value", "message"), [("baseline", "level baseline"), ("mmx", "SIMD level must be one that runs")])
+@pytest.mark.parametrize(("value", "message"), [
+    ("baseline", "level baseline"), ("mmx", "SIMD level must be one that runs"),
+])  # fmt: skip
 def test_simd_level_from_the_environment(value, message):
     if ops.native.unavailable():
         pytest.skip(ops.native.unavailable())

@@ -1,4 +1,4 @@
-"""`reverse_step` on every backend: the exact result is the definition's in float64, eager's the definition's in float32."""
+"""`reverse_step` on every backend: the exact result is the definition's in float64, eager's is that in float32."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import fastdiff
 from fastdiff import ops
 from fastdiff.ops import rng, rows
 from tests.ops.accuracy import assert_in_budget, error_of, same_bits
+from tests.ops.conftest import on_device
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -56,7 +57,8 @@ def inputs(shape, name, device, dtype=torch.float32, model_dtype=torch.float32, 
     B, C, *space = shape
 
     def tensor(*lead, kind=dtype, used=True):
-        value = torch.randn((*lead, *space), generator=generator).to(kind) if used else torch.full((*lead, *space), float("nan"))
+        value = torch.randn((*lead, *space), generator=generator).to(kind)
+        value = value if used else torch.full_like(value, float("nan"))
         return value.to(device, kind)
 
     def uses(*names):
@@ -79,7 +81,10 @@ def inputs(shape, name, device, dtype=torch.float32, model_dtype=torch.float32, 
 
 def definition(arguments, coefficients, row, dtype, copies=1):
     """Result, history and model input of the reference in this dtype, on the CPU."""
-    wide = {name: value if value.dtype is torch.bool else value.to("cpu", dtype).clone() for name, value in arguments.items()}
+    wide = {
+        name: value if value.dtype is torch.bool else value.to("cpu", dtype).clone()
+        for name, value in arguments.items()
+    }
     for name in ("gain", "bound", "shrink"):
         if name in wide:
             wide[name] = wide[name].float()
@@ -148,7 +153,7 @@ def test_budget_of_every_dtype_and_layout(backend, device, dtype, model_dtype, l
 
 
 def test_float64(backend, device):
-    if backend in ("triton", "cuda"):
+    if on_device(backend):
         pytest.skip(f"{backend} has no float64")
     for name in ROWS:
         learned, guided = name.startswith("learned"), name.startswith("guid")
@@ -183,21 +188,29 @@ def test_the_definition_of_guidance_variance_and_history():
     """The other terms of the design, written out once more without the reference's helpers."""
     x, extra, h0, h1, h2, noise = torch.randn(6, 2, 1, 2, 2, dtype=torch.float64)
     output = torch.randn(4, 2, 2, 2, dtype=torch.float64)
-    c = dict(w=2.0, p_x=0.5, p_m=0.25, bound=0.4, g_0=0.1, l_0=-1.0, l_1=0.5, c_x=0.3, c_0=0.7, c_m=-0.2, c_1=0.11, c_2=0.12,
-             c_3=0.13, g_x=0.6, g_v=0.9, std=1.0, q_x=0.2, q_0=0.4, q_m=0.8, write=1)  # fmt: skip
+    c = dict(w=2.0, p_x=0.5, p_m=0.25, bound=0.4, g_0=0.1, l_0=-1.0, l_1=0.5, c_x=0.3, c_0=0.7, c_m=-0.2, c_1=0.11,
+             c_2=0.12, c_3=0.13, g_x=0.6, g_v=0.9, std=1.0, q_x=0.2, q_0=0.4, q_m=0.8, write=1)  # fmt: skip
     gain, bound, shrink = torch.tensor([1.5, 0.5]), torch.tensor([0.3, 0.6]), torch.tensor([0.9, 0.8])
     history = torch.stack([h0, h1, h2])
     with fastdiff.use_backend("reference"):
-        result = ops.reverse_step(x, output, table(c, dtype=torch.float64), torch.tensor(0), extra=extra, history=history,
-                                  noise=noise, gain=gain, bound=bound, shrink=shrink)  # fmt: skip
+        result = ops.reverse_step(x, output, table(c, dtype=torch.float64), torch.tensor(0), extra=extra,
+                                  history=history, noise=noise, gain=gain, bound=bound, shrink=shrink)  # fmt: skip
     k, limit, factor = (value.double().view(2, 1, 1, 1) for value in (gain, bound, shrink))
     uncond, cond = output[:2, :1], output[2:, :1]
     m = k * (uncond + 2 * (cond - uncond))
     x0 = torch.minimum(torch.maximum(0.5 * x + 0.25 * m, -limit), limit) * factor + 0.1 * extra
     s = torch.exp((-1 + 0.5 * output[2:, 1:]) / 2)
-    expected = 0.3 * x + 0.7 * x0 - 0.2 * m + 0.11 * h0 + 0.12 * h1 + 0.13 * h2 + (0.6 + 0.9 * s * s) * extra + s * noise
+    expected = 0.3 * x + 0.7 * x0 - 0.2 * m + 0.11 * h0 + 0.12 * h1 + 0.13 * h2
+    expected += (0.6 + 0.9 * s * s) * extra + s * noise
     assert torch.allclose(result, expected, rtol=1e-13, atol=1e-13)
     assert torch.allclose(history[1], 0.2 * x + 0.4 * x0 + 0.8 * m, rtol=1e-13, atol=1e-13)
+
+
+def test_the_input_after_the_last_row_is_not_scaled(backend, device):
+    x, row = torch.randn(2, 3, 3, 4, device=device), torch.ones((), dtype=torch.int64, device=device)
+    model_input, coefficients = torch.empty_like(x), table(dict(c_x=0.9), dict(c_x=0.9, c_in=0.5), device=device)
+    result = ops.reverse_step(x, None, coefficients, row, model_input=model_input)
+    assert same_bits(model_input, result)
 
 
 def test_per_sample_factors(backend, device):
@@ -232,7 +245,8 @@ def test_a_row_of_each_sample(backend, device):
     row = torch.tensor([2, 0, 1, 0], device=device)
     together = ops.reverse_step(rows=coefficients, row=row, **arguments)
     for b in range(4):
-        one = {name: value[:, b : b + 1] if name == "history" else value[b : b + 1] for name, value in arguments.items()}
+        only = slice(b, b + 1)
+        one = {name: value[:, only] if name == "history" else value[only] for name, value in arguments.items()}
         assert same_bits(ops.reverse_step(rows=coefficients, row=row[b : b + 1], **one), together[b : b + 1])
 
 
@@ -276,7 +290,8 @@ def test_any_strides(backend, device):
     out = spaced(torch.empty_like(expected))
     assert ops.reverse_step(rows=coefficients, row=row, out=out, **strided) is out
     assert same_bits(out, expected)
-    ops.reverse_step(rows=coefficients, row=row, out=strided["x"], **{**strided, "history": spaced(arguments["history"])})
+    strided["history"] = spaced(arguments["history"])
+    ops.reverse_step(rows=coefficients, row=row, out=strided["x"], **strided)
     assert same_bits(strided["x"], expected)
 
 
@@ -312,7 +327,7 @@ def test_bits_do_not_depend_on_threads_or_alignment(level):
 def test_row_out_of_range(backend, device, bad):
     arguments = inputs((3, 1, 4, 4), "ddpm", device)
     coefficients, row = table(DDPM, DDPM, device=device), torch.tensor([0, bad, 1], device=device)
-    if backend == "triton" or device.type == "cuda":
+    if on_device(backend):
         result = ops.reverse_step(rows=coefficients, row=row, **arguments)
         assert result[1].isnan().all() and result[[0, 2]].isfinite().all()
         return
@@ -337,7 +352,7 @@ def test_missing_inputs(backend, device, argument):
     coefficients, row = table(MISSING[argument], device=device), torch.zeros((), dtype=torch.int64, device=device)
     model_output = torch.zeros_like(x) if "2C" in argument else None
     arguments = dict(noise=torch.ones_like(x)) if "2C" in argument else {}
-    if backend == "triton" or device.type == "cuda":
+    if on_device(backend):
         assert ops.reverse_step(x, model_output, coefficients, row, **arguments).isnan().all()
         return
     with pytest.raises(ValueError, match=f"{argument}.* must be a tensor where a row's"):
@@ -347,7 +362,8 @@ def test_missing_inputs(backend, device, argument):
 
 def test_empty_batches(backend, device):
     x = torch.zeros(0, 3, 4, 4, device=device)
-    assert ops.reverse_step(x, None, table(DDPM, device=device), torch.zeros((), dtype=torch.int64, device=device)).shape == x.shape
+    row = torch.zeros((), dtype=torch.int64, device=device)
+    assert ops.reverse_step(x, None, table(DDPM, device=device), row).shape == x.shape
 
 
 X = torch.zeros(2, 3, 4, 4)
@@ -373,7 +389,8 @@ BAD = [
     (dict(gain=torch.zeros(3)), ValueError, r"gain must have shape \[2\], got \[3\]"),
     (dict(bound=torch.zeros(2).double()), ValueError, "bound must be torch.float32"),
     (dict(rng=rng.make_rng(0)), TypeError, "sample_ids must be a tensor"),
-    (dict(x=torch.zeros(2, 3, 4, 4, requires_grad=True)), RuntimeError, "x must not require grad: reverse_step has no gradient"),
+    (dict(x=torch.zeros(2, 3, 4, 4, requires_grad=True)), RuntimeError,
+     "x must not require grad: reverse_step has no gradient"),
     (dict(x=OVERLAPPING[:2], out=OVERLAPPING[1:]), ValueError, "out must be x itself or disjoint"),
     (dict(out=X, model_input=X), ValueError, "model_input must be disjoint from out"),
 ]  # fmt: skip

@@ -49,7 +49,8 @@ def test_seeds_wrap_to_64_bits():
 
 
 @pytest.mark.parametrize(("seed", "draw", "message"), [
-    (2**64, 0, "seed must be in"), (-(2**63) - 1, 0, "seed must be in"), (0, -1, "draw must be in"), (0, 2**32, "draw must"),
+    (2**64, 0, "seed must be in"), (-(2**63) - 1, 0, "seed must be in"),
+    (0, -1, "draw must be in"), (0, 2**32, "draw must be in"),
 ])  # fmt: skip
 def test_seeds_and_draws_out_of_range_are_refused(seed, draw, message):
     with pytest.raises(ValueError, match=message):

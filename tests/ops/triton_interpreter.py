@@ -1,7 +1,7 @@
 """Makes Triton's interpreter round as the GPU does.
 
-Unpatched, it converts float32 to bfloat16 by cutting off the low half (where a rounding mode is asked for it rounds ties
-away from zero and loses the carry out of the significand), and `tl.fma` rounds twice.
+Unpatched, it converts float32 to bfloat16 by cutting off the low half (where a rounding mode is asked for it rounds
+ties away from zero and loses the carry out of the significand), and `tl.fma` rounds twice.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """GroupNorm, an add before it, a scale-shift after it and SiLU, forward, in Triton.
 
-A group that fits on chip is one program's tile: read once. A larger one is cut into chunks, a fixed partition: the chunks'
-statistics are merged, then every chunk is read again. Statistics are two-pass within a tile and Chan's between tiles.
+A group that fits on chip is one program's tile: read once. A larger one is cut into chunks, a fixed partition: the
+chunks' statistics are merged, then every chunk is read again. Statistics are two-pass within a tile and Chan's between
+tiles.
 """
 
 from typing import NamedTuple
@@ -78,10 +79,7 @@ def tile_offsets(sample, c, s, C, S, LAST: tl.constexpr, INDEX: tl.constexpr):
     """Of the tile's elements: one 64-bit base and offsets [channels, positions] within the sample."""
     c = c.to(INDEX)
     s = s.to(INDEX)
-    if LAST:
-        offset = s[None, :] * C + c[:, None]
-    else:
-        offset = c[:, None] * S + s[None, :]
+    offset = s[None, :] * C + c[:, None] if LAST else c[:, None] * S + s[None, :]
     return sample * C * S, offset
 
 
@@ -124,7 +122,8 @@ def tile_statistics(x, inside, count, GROUPS: tl.constexpr, WIDTH: tl.constexpr)
     centred = tl.where(inside, x - to_channels(first, GROUPS, WIDTH)[:, None], 0.0)
     drift = tl.div_rn(group_sums(centred, GROUPS, WIDTH), count)
     squares = group_sums(centred * centred, GROUPS, WIDTH)
-    return first, centred, drift, tl.maximum(tl.fma(-count * drift, drift, squares), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    squares = tl.fma(-count * drift, drift, squares)
+    return first, centred, drift, tl.maximum(squares, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -182,8 +181,8 @@ def chunk_statistics_kernel(x, add,         # [B, C, S]; [B, C] or None
                             C, S, G, group_tiles, chunks, position_chunks, add_stride,
                             LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
                             SPAN: tl.constexpr, INDEX: tl.constexpr):
-    sample, chunk, group, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
-                                                             SPAN)
+    sample, chunk, group, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS,
+                                                             WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     values = tl.load(x + base + offset, mask=inside, other=0.0).to(tl.float32)
     if add is not None:
@@ -236,8 +235,8 @@ def apply_kernel(x, weight, bias, add, scale, shift, y, mean, rstd,      # as in
                  SPAN: tl.constexpr, INDEX: tl.constexpr):
     sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
-    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c, real,
-                   D)
+    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
+                   real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     h = activate(tl.fma(n, a[:, None], b[:, None]), SILU)
     tl.store(y + base + offset, h.to(y.dtype.element_ty), mask=inside)
@@ -281,8 +280,8 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     with device_of(x):
         x = aligned(x)
         if plan.whole:
-            whole_groups_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, count=count, eps=eps, SILU=silu,
-                                      **strides, **shape)
+            whole_groups_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, count=count, eps=eps,
+                                      SILU=silu, **strides, **shape)
             return
         partial = torch.empty((B, groups, plan.chunks, 2), dtype=torch.float32, device=x.device)
         chunk_statistics_kernel[grid](x, add, partial, add_stride=strides["add_stride"], **chunks, **shape)

@@ -1,7 +1,7 @@
 """Gradients of group_norm_silu, in Triton: no atomics, a fixed partition of every sum.
 
-With dh = grad_y * act'(h), P = sum_s dh, Q = sum_s dh * n and R = sum_s n per (sample, channel), a = weight * (1 + scale),
-and A, Bq the means over a group of a * dh and a * dh * n:
+With dh = grad_y * act'(h), P = sum_s dh, Q = sum_s dh * n and R = sum_s n per (sample, channel),
+a = weight * (1 + scale), and A, Bq the means over a group of a * dh and a * dh * n:
 
     grad_x = rstd * (a * dh - A - n * Bq)        grad_add = rstd * (a * P - S * A - R * Bq)
     grad_weight = sum_b (1 + scale) * Q          grad_bias = sum_b (1 + scale) * P
@@ -12,8 +12,21 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_silu import (UNALIGNED, UNSPECIALIZED, aligned, channel_values, group_sums, locate_groups, modulation,
-                              normalized, plan_groups, row_stride, sigmoid, tile_offsets, to_channels)
+from .group_norm_silu import (
+    UNALIGNED,
+    UNSPECIALIZED,
+    aligned,
+    channel_values,
+    group_sums,
+    locate_groups,
+    modulation,
+    normalized,
+    plan_groups,
+    row_stride,
+    sigmoid,
+    tile_offsets,
+    to_channels,
+)
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
 ON_CHIP = 8192       # elements of the largest tile that holds whole groups: two values each
@@ -67,8 +80,8 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
                                  WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
     sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
-    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c, real,
-                   D)
+    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
+                   real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
     P = tl.sum(dh, axis=1)
@@ -77,8 +90,8 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
     mean_a = to_channels(tl.div_rn(group_sums(a * P, GROUPS, WIDTH), count), GROUPS, WIDTH)
     mean_b = to_channels(tl.div_rn(group_sums(a * Q, GROUPS, WIDTH), count), GROUPS, WIDTH)
     deviation = tl.load(rstd + sample * G + c // D, mask=real, other=0.0)
-    store_channel_gradients(P, Q, R, a, deviation, mean_a, mean_b, S, weight, bias, scale, sample, scale_stride, c, real,
-                            C, grad_add, grad_scale, grad_shift, sums)
+    store_channel_gradients(P, Q, R, a, deviation, mean_a, mean_b, S, weight, bias, scale, sample, scale_stride, c,
+                            real, C, grad_add, grad_scale, grad_shift, sums)
     if grad_x is not None:
         value = deviation[:, None] * tl.fma(-n, mean_b[:, None], tl.fma(a[:, None], dh, -mean_a[:, None]))
         tl.store(grad_x + base + offset, value.to(grad_x.dtype.element_ty), mask=inside)
@@ -93,8 +106,8 @@ def chunk_sums_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift,  #
     sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
                                                          SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
-    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c, real,
-                   D)
+    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
+                   real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
     partial += (sample * position_chunks + chunk % position_chunks) * 3 * C
@@ -148,8 +161,8 @@ def apply_gradient_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift
                           WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
     sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
-    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c, real,
-                   D)
+    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
+                   real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
     group = sample * G + c // D
@@ -188,15 +201,15 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
         sums = None
         if grad_weight is not None or grad_bias is not None:
             sums = torch.empty((B, 2, C), dtype=torch.float32, device=x.device)
-        _sample_gradients(aligned(grad_y), aligned(x), mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x,
-                          grad_add, grad_scale, grad_shift, sums)
+        _sample_gradients(aligned(grad_y), aligned(x), mean, rstd, weight, bias, groups, add, scale, shift, silu,
+                          grad_x, grad_add, grad_scale, grad_shift, sums)
         if sums is not None:
             sum_batch_kernel[(triton.cdiv(C, CHANNEL_BLOCK),)](sums, grad_weight, grad_bias, B, C, BATCH=BATCH_BLOCK,
                                                                CHANNELS=CHANNEL_BLOCK)
 
 
-def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_add, grad_scale,
-                      grad_shift, sums):
+def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_add,
+                      grad_scale, grad_shift, sums):
     """Everything but the sum over the batch, in one kernel or, where a group does not fit on chip, three."""
     B, C = x.shape[:2]
     S, D = x[0, 0].numel(), C // groups
@@ -208,8 +221,8 @@ def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, s
     given = (grad_y, x, mean, rstd, weight, bias, add, scale, shift)
     grid = (B * plan.group_tiles * plan.chunks,)
     if plan.whole:
-        whole_groups_backward_kernel[grid](*given, grad_x, grad_add, grad_scale, grad_shift, sums, count=count, **strides,
-                                           **shape)
+        whole_groups_backward_kernel[grid](*given, grad_x, grad_add, grad_scale, grad_shift, sums, count=count,
+                                           **strides, **shape)
         return
     chunks = dict(chunks=plan.chunks, position_chunks=plan.position_chunks)
     partial = torch.empty((B, plan.position_chunks, 3, C), dtype=torch.float32, device=x.device)

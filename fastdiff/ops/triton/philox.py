@@ -1,6 +1,7 @@
-"""Philox4x32-10 and Box-Muller in Triton: the words of csrc/philox.h bit for bit, its normals with the same coefficients.
+"""Philox4x32-10 and Box-Muller in Triton: the words of csrc/philox.h bit for bit, normals by the same coefficients.
 
-Integers and float32 arithmetic only: no libdevice, no `tl.log`, no `tl.cos` (whose argument reduction uses local memory).
+Integers and float32 arithmetic only: no libdevice, no `tl.log`, no `tl.cos`, whose argument reduction uses local
+memory.
 """
 
 import triton

@@ -64,4 +64,5 @@ def q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, x_t
     tiles = plan_tiles(x_t, any(layouts.values()), draws=noise is None)
     with device_of(x_t):
         q_sample_kernel[tiles.grid](x_start, t, alpha, sigma, noise, rng, sample_ids, flip, x_t, noise_out,
-                                    W=x_t.shape[-1] if x_t.dim() > 2 else 1, T=alpha.numel(), stream=stream, **layouts, **tiles.arguments)
+                                    W=x_t.shape[-1] if x_t.dim() > 2 else 1, T=alpha.numel(), stream=stream, **layouts,
+                                    **tiles.arguments)

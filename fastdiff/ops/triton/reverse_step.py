@@ -55,8 +55,8 @@ def wanted_noise(pointer, base, offset, inside, wanted, missing, rng, sample_ids
 
 
 @triton.jit
-def network_output(model_output, w, sample, B, N, offset, variance_offset, inside, mean_wanted, variance_wanted, missing,
-                   GUIDED: tl.constexpr, LEARNED: tl.constexpr):
+def network_output(model_output, w, sample, B, N, offset, variance_offset, inside, mean_wanted, variance_wanted,
+                   missing, GUIDED: tl.constexpr, LEARNED: tl.constexpr):
     """Mean channels, halves combined by the guidance weight w; raw variance channels of the conditional half."""
     base = sample * N
     half = B.to(tl.int64) * N
@@ -196,8 +196,8 @@ def reverse_step(x, model_output, rows, row, out, model_input, history, noise, r
     tiles = plan_tiles(out, any(layouts.values()), draws=rng is not None)
     with device_of(out):
         reverse_step_kernel[tiles.grid](
-            x, out, noise, extra, known, known_noise, mask, history, model_output, model_input, gain, bound, shrink, rows,
-            row, rng, sample_ids, B=B, R=rows.shape[0], ROW_STRIDE=int(row.numel() > 1),
+            x, out, noise, extra, known, known_noise, mask, history, model_output, model_input, gain, bound, shrink,
+            rows, row, rng, sample_ids, B=B, R=rows.shape[0], ROW_STRIDE=int(row.numel() > 1),
             GUIDED=model_output is not None and model_output.shape[0] == 2 * B,
             LEARNED=model_output is not None and model_output.shape[1] == 2 * C,
             COPIES=0 if model_input is None else model_input.shape[0] // B,

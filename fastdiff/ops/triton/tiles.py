@@ -40,8 +40,8 @@ def device_of(tensor):
 def plan_tiles(image, any_channels_last, draws):
     """Tiles for a [B, C, *] image.
 
-    Flat: a run of the logical index, contiguous in channels_first. Otherwise [channels, positions], so that both layouts
-    are read in whole sectors; a Philox block must not straddle two channels then.
+    Flat: a run of the logical index, contiguous in channels_first. Otherwise [channels, positions], so that both
+    layouts are read in whole sectors; a Philox block must not straddle two channels then.
     """
     B, C = image.shape[:2]
     S = image[0, 0].numel()

@@ -1,0 +1,51 @@
+"""The least bytes that each op moves between memory and chip, by tensor, in any layout: what a floor time is from.
+
+Tests hold the CUDA kernels to it (tests/simt/test_ledger.py). Each function takes the shape (B, C, *) and element sizes
+in bytes; small tensors are counted too, of a table what is used.
+"""
+
+import math
+
+
+def normal(shape, size):
+    return {"out": math.prod(shape) * size, "rng": 16, "sample_ids": 8 * shape[0]}
+
+
+def q_sample(shape, x_start_size, size, noise_size=None, flip=False, noise_out=False, distinct_t=None):
+    """noise_size: of noise that is given, else it is drawn."""
+    B, elements = shape[0], math.prod(shape)
+    table = 4 * (B if distinct_t is None else distinct_t)
+    moved = {"x_start": elements * x_start_size, "x_t": elements * size, "t": 8 * B, "alpha": table, "sigma": table}
+    moved |= {"noise": elements * noise_size} if noise_size else {"rng": 16, "sample_ids": 8 * B}
+    moved |= {"flip": B} if flip else {}
+    return moved | ({"noise_out": elements * 4} if noise_out else {})
+
+
+def reverse_step(shape, row, size, model_size, guided=False, input_size=0, copies=1, drawn=False, mask_elements=None):
+    """row: its coefficients that are not 0, by name; one row for all samples. input_size: of model_input, 0: none."""
+    elements = math.prod(shape)
+
+    def uses(*names):
+        return any(row.get(name, 0) for name in names)
+
+    halves = uses("p_m", "c_m", "q_m") * (1 + (guided and uses("w"))) + uses("l_1")
+    slots = sum(uses(f"c_{slot}") for slot in (1, 2, 3)) + (row.get("write", -1) >= 0)
+    masked = mask_elements is not None
+    noise, known_noise = uses("std") and not drawn, masked and uses("k_n") and not drawn
+    states = {"x": uses("p_x", "c_x", "q_x"), "out": 1, "extra": uses("g_0", "g_x", "g_v"), "history": slots}
+    states |= {"noise": noise, "known": masked and uses("k_0"), "known_noise": known_noise}
+    moved = {name: count * elements * size for name, count in states.items()}
+    moved |= {"model_output": halves * elements * model_size, "model_input": copies * elements * input_size, "row": 8}
+    moved |= {"rows": 4 * 24 + 4 * bool(input_size), "mask": (mask_elements or 0) * size}
+    return moved | ({"rng": 16, "sample_ids": 8 * shape[0]} if drawn else {})
+
+
+def group_norm_silu(shape, size, reads=1):
+    """The activation alone. reads: 1 where a group's tile fits on chip, else 2."""
+    elements = math.prod(shape)
+    return {"x": reads * elements * size, "y": elements * size}
+
+
+def group_norm_silu_backward(shape, size, reads=1):
+    elements = math.prod(shape)
+    return {name: count * elements * size for name, count in (("x", reads), ("grad_y", reads), ("grad_x", 1))}

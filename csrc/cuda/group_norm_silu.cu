@@ -1,0 +1,309 @@
+// y = act((x + add - mean) * rstd * gain + offset), gain = weight * (1 + scale), offset = bias * (1 + scale) + shift;
+// statistics per sample and group.
+//
+// Where a group fits on chip one kernel reads x once. Else a block a chunk makes the chunk's statistics, and a second
+// launch, in which each block merges those of its groups, reads x again. Statistics are two-pass within a tile, the
+// second about the first's mean and correcting it, and Chan's between tiles. The cut into tiles is group_norm.cuh's.
+#include "group_norm.cuh"
+
+namespace fastdiff {
+namespace cuda {
+namespace {
+
+constexpr int kPerThread = 32;
+constexpr Wish kWish = {kPerThread, kMaxThreads, 8192};
+constexpr int64_t kFewChunks = 64;     // so many are merged by every block that needs them
+
+enum Part { kWhole, kStatistics, kApply };
+
+// Of count values: their mean is mean + low, squares is the sum of squared deviations.
+struct Moments {
+  float count, mean, low, squares;
+};
+
+struct Forward {
+  GroupNormSiluParams p;
+  Tiling tiling;
+  Part part;
+  bool aligned;
+  float* moments;                      // [B, G, chunks] of Moments; what is merged, for kApply
+  int64_t chunks;
+  float eps;
+};
+
+FD_DEVICE void put(float* moments, int64_t i, const Moments& m) {
+  store(moments + 4 * i, Vec<float, 4>{{m.count, m.mean, m.low, m.squares}});
+}
+
+FD_DEVICE Moments take(const float* moments, int64_t i) {
+  const Vec<float, 4> m = load<float, 4>(moments + 4 * i);
+  return {m.at[0], m.at[1], m.at[2], m.at[3]};
+}
+
+// Chan's formula by a warp, means taken relative to the first chunk's.
+FD_DEVICE Moments merge(const float* moments, int64_t chunks) {
+  const int lane = threadIdx.x % kWarp;
+  const float reference = take(moments, 0).mean;
+  float count = 0, distance = 0, squares = 0;
+  FD_ROLLED
+  for (int64_t i = lane; i < chunks; i += kWarp) {
+    const Moments m = take(moments, i);
+    count += m.count;
+    distance += m.count * (m.mean - reference + m.low);
+  }
+  count = warp_sum(count);
+  distance = warp_sum(distance) * reciprocal(count);
+  FD_ROLLED
+  for (int64_t i = lane; i < chunks; i += kWarp) {
+    const Moments m = take(moments, i);
+    const float off = m.mean - reference + m.low - distance;
+    squares += fmaf(m.count * off, off, m.squares);
+  }
+  const float mean = reference + distance;
+  return {count, mean, reference - mean + distance, warp_sum(squares)};
+}
+
+template <class T, int V, bool kLast>
+struct Block {
+  typedef Tile<T, V, kLast, kPerThread> Region;
+  typedef typename Region::Values Values;
+  static constexpr int kSums = kLast ? V : V < 2 ? 1 : 2;   // of a thread: channels last, one a channel
+
+  const Forward& a;
+  const Region& tile;
+  // Of a channel, width apart: center is its group's mean, gain and offset those of x + add - center.
+  Shared<float> add, gain, offset, center;
+  Shared<float> scratch;
+
+  FD_MEMBER Block(const Forward& a, const Region& tile, Shared<float> shared)
+      : a(a), tile(tile), add(shared), gain(add + a.tiling.width), offset(gain + a.tiling.width),
+        center(offset + a.tiling.width), scratch(center + a.tiling.width) {}
+
+  FD_MEMBER void load_terms() const {
+    const Corner at(a.tiling);
+    FD_ROLLED
+    for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
+      if (a.p.add) add[c] = add_of(a.p, at.b, at.c + c);
+      if (a.part == kStatistics) continue;
+      gain[c] = gain_of(a.p, at.b, at.c + c);
+      offset[c] = offset_of(a.p, at.b, at.c + c);
+    }
+  }
+
+  // emit(group, lane, lanes, sums), by every lane of a group, of the thread's sums per column element.
+  template <int N, class Emit>
+  FD_MEMBER void sum_groups(const float (&mine)[N][kSums], const Emit& emit) const {
+    if (kLast && tile.groups > 1) sum_channels(mine, emit);
+    else {
+      float sums[N] = {};
+      FD_UNROLL
+      for (int n = 0; n < N; ++n) {
+        FD_UNROLL
+        for (int j = 0; j < kSums; ++j) sums[n] += mine[n][j];
+      }
+      block_sum(sums, scratch);
+      emit(0, int32_t(threadIdx.x), int32_t(blockDim.x), sums);
+    }
+    __syncthreads();
+  }
+
+  // By channel, then by group.
+  template <int N, class Emit>
+  FD_MEMBER void sum_channels(const float (&mine)[N][kSums], const Emit& emit) const {
+    const int lanes = tile.active / tile.columns, pitch = lanes | 1, all = tile.channels * pitch;
+    const Shared<float> sums = scratch, entries = scratch + N * tile.channels;
+    if (tile.row() < lanes) {
+      FD_UNROLL
+      for (int n = 0; n < N; ++n) {
+        FD_UNROLL
+        for (int j = 0; j < kSums; ++j) entries[n * all + (tile.column() * V + j) * pitch + tile.row()] = mine[n][j];
+      }
+    }
+    __syncthreads();
+    sum_rows<N>(tile.channels, lanes, [&](int n, int c, int i) -> float { return entries[n * all + c * pitch + i]; },
+                [&](int c, int first, int, const float (&sum)[N]) {
+                  for (int n = 0; n < N; ++n)
+                    if (first == 0) sums[n * tile.channels + c] = sum[n];
+                });
+    __syncthreads();
+    sum_rows<N>(tile.groups, tile.D, [&](int n, int g, int i) -> float { return sums[n * tile.channels + g * tile.D + i]; }, emit);
+  }
+
+  // A group's moments into its channels' gain and offset, by its lanes.
+  FD_MEMBER void settle(int g, int lane, int lanes, const Moments& m, bool write) const {
+    const float rstd = reciprocal_sqrt(fmaf(fmaxf(m.squares, 0.0f), reciprocal(m.count), a.eps));
+    FD_ROLLED
+    for (int c = g * tile.D + lane; c < (g + 1) * tile.D; c += lanes) {
+      const float scale = rstd * gain[c];
+      gain[c] = scale;
+      offset[c] = fmaf(-m.low, scale, offset[c]);
+    }
+    if (!write || lane != 0) return;
+    const int64_t group = Corner(a.tiling).group(a.tiling, g);
+    store(static_cast<float*>(a.p.mean) + group, m.mean + m.low);
+    store(static_cast<float*>(a.p.rstd) + group, rstd);
+  }
+
+  // v becomes v - center.
+  FD_MEMBER void centre(Values& v) const {
+    each_with<1>(tile, center, 0, [&](int i, int64_t, const float (&mean)[1][V]) {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) v[i][j] -= mean[0][j];
+    });
+  }
+
+  FD_MEMBER void find_means(const Values& v, float count) const {
+    float sum[1][kSums] = {};
+    FD_UNROLL
+    for (int i = 0; i < Region::kVectors; ++i) {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) sum[0][j % kSums] += v[i][j];
+    }
+    sum_groups<1>(sum, [&](int g, int lane, int lanes, const float (&sums)[1]) {
+      const float mean = sums[0] * reciprocal(count);
+      FD_ROLLED
+      for (int c = g * tile.D + lane; c < (g + 1) * tile.D; c += lanes) center[c] = mean;
+    });
+  }
+
+  FD_MEMBER void put_chunk(int g, const Moments& m) const {
+    const Corner at(a.tiling);
+    put(a.moments, at.group(a.tiling, g) * a.chunks + at.chunk, m);
+  }
+
+  // The tile's statistics; v becomes v - center.
+  FD_MEMBER void measure(Values& v) const {
+    const float count = float(tile.D) * float(tile.positions);
+    find_means(v, count);
+    centre(v);
+    float sums[2][kSums] = {};
+    FD_UNROLL
+    for (int i = 0; i < Region::kVectors; ++i) {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) {
+        sums[0][j % kSums] += v[i][j];
+        sums[1][j % kSums] = fmaf(v[i][j], v[i][j], sums[1][j % kSums]);
+      }
+    }
+    sum_groups<2>(sums, [&](int g, int lane, int lanes, const float (&sum)[2]) {
+      const float low = sum[0] * reciprocal(count);
+      const Moments m = {count, center[g * tile.D], low, fmaf(-low, sum[0], sum[1])};
+      if (a.part == kWhole) settle(g, lane, lanes, m, true);
+      else if (lane == 0) put_chunk(g, m);
+    });
+  }
+
+  // The groups' statistics, merged.
+  FD_MEMBER void recall() const {
+    const int lane = threadIdx.x % kWarp;
+    const Corner at(a.tiling);
+    for (int g = threadIdx.x / kWarp; g < tile.groups; g += blockDim.x / kWarp) {
+      const Moments m = merge(a.moments + at.group(a.tiling, g) * a.chunks * 4, a.chunks);
+      FD_ROLLED
+      for (int c = lane; c < tile.D; c += kWarp) center[g * tile.D + c] = m.mean;
+      settle(g, lane, kWarp, m, at.chunk == 0);
+    }
+    __syncthreads();
+  }
+
+  FD_MEMBER void plus_add(Values& v) const {
+    each_with<1>(tile, add, 0, [&](int i, int64_t, const float (&more)[1][V]) {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) v[i][j] += more[0][j];
+    });
+  }
+
+  template <bool kSilu>
+  FD_MEMBER void write(const Values& v) const {
+    each_with<2>(tile, gain, a.tiling.width, [&](int i, int64_t at, const float (&map)[2][V]) {
+      float y[V];
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) {
+        const float h = fmaf(v[i][j], map[0][j], map[1][j]);
+        y[j] = kSilu ? h * sigmoid(h) : h;
+      }
+      tile.store(a.p.y, a.aligned, at, y);
+    });
+  }
+};
+
+template <class T, int V, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_kernel(const Forward a) {
+  FD_DYNAMIC_SHARED(float, shared);
+  typedef Tile<T, V, kLast, kPerThread> Region;
+  const Region tile(a.tiling);
+  const Block<T, V, kLast> block(a, tile, shared);
+  typename Region::Raw raw;
+  typename Region::Values v;
+  tile.load(a.p.x, a.aligned, raw);
+  block.load_terms();
+  __syncthreads();
+  if (a.part == kApply) block.recall();
+  tile.widen(raw, v);
+  if (a.p.add) block.plus_add(v);
+  if (a.part == kApply) block.centre(v);
+  else block.measure(v);
+  if (a.part == kStatistics) return;
+  if (a.p.silu) block.template write<true>(v);
+  else block.template write<false>(v);
+}
+
+// One moments of each group, behind the chunks'.
+__global__ void __launch_bounds__(kWarp) merge_kernel(float* moments, int64_t groups, int64_t chunks) {
+  const Moments m = merge(moments + int64_t(blockIdx.x) * chunks * 4, chunks);
+  if (threadIdx.x == 0) put(moments, groups * chunks + blockIdx.x, m);
+}
+
+Tiling tiling_of(const GroupNormSiluParams& p) {
+  return make_tiling(p.C, p.S, p.G, p.layout, dtype_size(p.dtype), kWish);
+}
+
+size_t shared_bytes(const Tiling& t) {
+  const int64_t sums = t.groups > 1 ? 2 * (t.width + entries_of(t, kWish)) : 2 * kWarp;
+  return sizeof(float) * (4 * t.width + sums);
+}
+
+template <class T>
+auto kernel_for(const Tiling& t) {
+  constexpr int V = 16 / sizeof(T);
+  if (t.vector == 1) return t.last ? group_norm_silu_kernel<T, 1, true> : group_norm_silu_kernel<T, 1, false>;
+  return t.last ? group_norm_silu_kernel<T, V, true> : group_norm_silu_kernel<T, V, false>;
+}
+
+template <class T>
+Status run(Forward a, Place place) {
+  const auto kernel = kernel_for<T>(a.tiling);
+  const int64_t groups = a.p.B * a.p.G;
+  const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
+  const auto pass = [&](Part part) {
+    a.part = part;
+    return launch(kernel, grid, block, shared_bytes(a.tiling), place, a);
+  };
+  if (is_whole(a.tiling)) return pass(kWhole);
+  Status status = pass(kStatistics);
+  if (status.code == kOk && a.chunks > kFewChunks) {
+    status = launch(merge_kernel, static_cast<unsigned>(groups), kWarp, 0, place, a.moments, groups, a.chunks);
+    a.moments += 4 * groups * a.chunks, a.chunks = 1;
+  }
+  return status.code == kOk ? pass(kApply) : status;
+}
+
+}  // namespace
+
+int64_t group_norm_silu_workspace(const GroupNormSiluParams& p) {
+  const Tiling t = tiling_of(p);
+  return is_whole(t) ? 0 : 4 * p.B * p.G * (chunks_of(t) + (chunks_of(t) > kFewChunks));
+}
+
+Status group_norm_silu(const GroupNormSiluParams& p, Place place) {
+  return dispatch(p.dtype, [&](auto type) {
+    typedef typename decltype(type)::Is T;
+    if (p.B * p.C * p.S == 0) return Status{};
+    const Tiling t = tiling_of(p);
+    const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 16 == 0;
+    return run<T>({p, t, kWhole, aligned, static_cast<float*>(p.workspace), chunks_of(t), float(p.eps)}, place);
+  });
+}
+
+}  // namespace cuda
+}  // namespace fastdiff

@@ -1,0 +1,123 @@
+"""Offsets beyond 2^31 elements, on memory that is mapped and not there: only the last block of a launch runs."""
+
+import mmap
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import ops
+from fastdiff.ops import native, reference, rng, rows
+from tests.ops.accuracy import same_bits
+from tests.simt import harness
+
+if harness.unavailable():
+    pytest.skip(harness.unavailable(), allow_module_level=True)
+
+MAP_NORESERVE = 0x4000  # Linux
+LAST = 1024  # elements of a block of the kernels with a thread a quad
+
+
+def sparse(shape, dtype, last=False):
+    """Zeros that take no memory before they are written; last: [B, C, H, W] in channels_last."""
+    count = torch.Size(shape).numel()
+    try:
+        memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    except OSError as error:
+        pytest.skip(f"no address space for {count} elements: {error}")
+    flat = torch.frombuffer(memory, dtype=dtype)
+    B, C, *space = shape
+    return flat.view(B, *space, C).movedim(-1, 1) if last else flat.view(shape)
+
+
+@pytest.fixture
+def last_block():
+    with harness.installed(), harness.only_blocks(-1):
+        yield
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_normal(last_block, last):
+    """2^33 elements: 2^31 Philox blocks of one sample."""
+    shape = (1, 4, 1 << 15, 1 << 16)
+    out = sparse(shape, torch.bfloat16, last)
+    native.normal(out, rng.make_rng(3, 4), torch.tensor([7]), rng.INITIAL)
+    channels, pixels = (4, LAST // 4) if last else (1, LAST)
+    result = out[0].flatten(1)[-channels:, -pixels:]
+    for channel, values in zip(range(4 - channels, 4), result, strict=True):
+        first = (channel * (1 << 31) + (1 << 31) - pixels) // 4
+        words = reference.philox((torch.arange(first, first + pixels // 4), 7, 4, rng.INITIAL), (3, 0))
+        pairs = [*reference.box_muller(*words[:2]), *reference.box_muller(*words[2:])]
+        assert same_bits(values, torch.stack(pairs, dim=-1).flatten().float().bfloat16())
+    assert not out[0, :, 0, 0].any() and not out[0, :, -2].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_q_sample(last_block, last):
+    """The third sample of 2^31 elements each begins at 2^32; it is flipped."""
+    C, W = 2, 1 << 15
+    shape = (3, C, 1 << 15, W)
+    x_start, x_t = sparse(shape, torch.uint8, last), sparse(shape, torch.bfloat16, last)
+    pixels = LAST // C if last else LAST
+    row = torch.randint(0, 256, (C, pixels), dtype=torch.uint8)
+    x_start[-1, :, -1, :pixels] = row
+    noise = sparse(shape, torch.float32, last)
+    given = noise[-1, :, -1, -pixels:] = torch.randn(C, pixels)
+    alpha, sigma = torch.rand(2, 10)
+    t, flip = torch.tensor([0, 1, 7]), torch.tensor([False, False, True])
+    native.q_sample(x_start, t, alpha, sigma, noise, None, None, flip, rng.TRAINING, x_t, None)
+    expected = (row.float().flip(1) / 127.5 - 1) * alpha[7] + given * sigma[7]
+    channels = slice(None) if last else slice(-1, None)
+    assert torch.allclose(x_t[-1, channels, -1, -pixels:].float(), expected[channels], rtol=2**-8, atol=1e-6)
+    assert not x_t[0, :, 0, :pixels].any() and not x_t[-1, :, -2].any()
+
+
+def test_reverse_step(last_block):
+    """History slot 2 begins at 2^32."""
+    shape = (1, 1, 1 << 15, 1 << 16)
+    x, out = sparse(shape, torch.bfloat16), sparse(shape, torch.bfloat16)
+    history = sparse((3, *shape[1:]), torch.bfloat16).unsqueeze(1)
+    here = (0, 0, -1, slice(-LAST, None))
+    x[here], history[2][here] = torch.randn(2, LAST).bfloat16()
+    table = torch.zeros(1, rows.WIDTH)
+    for name, value in {"c_x": 0.5, "c_3": 0.25, "q_x": 2.0, "write": 2.0}.items():
+        table[0, rows.COLUMNS[name]] = value
+    expected, kept = 0.5 * x[here].float() + 0.25 * history[2][here].float(), 2 * x[here]
+    with fastdiff.use_backend("cpu"):
+        ops.reverse_step(x, None, table, torch.tensor(0), out=out, history=history)
+    assert same_bits(out[here], expected.bfloat16()) and same_bits(history[2][here], kept)
+    assert not history[0][here].any() and not out[0, 0, -1, : -2 * LAST].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_group_norm_silu_of_many_samples(last_block, last):
+    """2^17 + 1 samples of 2^14 elements: of the last one, the last tile, which has the last channels."""
+    shape, groups = ((1 << 17) + 1, 64, 16, 16), 32
+    x, y, grad_y, grad_x = (sparse(shape, torch.bfloat16, last) for _ in range(4))
+    x[-1], grad_y[-1] = torch.randn(2, *shape[1:]).bfloat16()
+    mean, rstd = torch.empty(2, shape[0], groups)
+    native.group_norm_silu(x, None, None, groups, 1e-5, None, None, None, True, y, mean, rstd)
+    here = x[-1:].float().requires_grad_()
+    expected = torch.nn.functional.silu(torch.nn.functional.group_norm(here, groups))
+    assert torch.allclose(y[-1, -2:].float(), expected[0, -2:], rtol=2**-7, atol=1e-5)
+    (gradient,) = torch.autograd.grad(expected, here, grad_y[-1:].float())
+    options = None, None, groups, None, None, None, True
+    native.group_norm_silu_backward(grad_y, x, mean, rstd, *options, grad_x, *(None,) * 5)
+    assert torch.allclose(grad_x[-1, -2:].float(), gradient[0, -2:], rtol=2**-7, atol=1e-4)
+    assert not y[0].any() and not grad_x[0].any() and not y[-2].any() and not grad_x[-2].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_group_norm_silu_of_large_groups(last_block, last):
+    """2^32 elements of a sample: the last chunk, all others having counted nothing."""
+    shape, groups = (1, 4, 1 << 15, 1 << 15), 4
+    x, y = sparse(shape, torch.bfloat16, last), sparse(shape, torch.bfloat16, last)
+    x[:, :, -1] = torch.randn(1 << 15).bfloat16()
+    statistics, workspace = torch.zeros(2, 1, groups), torch.zeros(native._C.group_norm_silu_workspace(x, groups))
+    options = None, None, groups, 1e-5, None, None, None, False
+    native._C.group_norm_silu(0, 0, 0, x, *options, y, *statistics, workspace)
+    here = 0, -1, slice(-4, None)
+    chunk = int((y[here] != 0).sum())
+    values = x[here].flatten()[-chunk:].double()
+    expected = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt()
+    assert chunk > 1000 and torch.allclose(y[here].flatten()[-chunk:].double(), expected, rtol=2**-7, atol=1e-4)

@@ -1,0 +1,129 @@
+"""The bytes that the CUDA kernels move, are those of benchmarks/ledger.py, in full sectors."""
+
+import collections
+
+import pytest
+import torch
+
+import fastdiff
+from benchmarks import ledger
+from fastdiff import ops
+from fastdiff.ops import rng
+from tests.ops import test_group_norm_silu as norm
+from tests.ops.test_reverse_step import DDPM, ROWS, inputs, laid_out, table
+from tests.simt import harness
+
+if harness.unavailable():
+    pytest.skip(harness.unavailable(), allow_module_level=True)
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+NARROW = pytest.mark.xfail(strict=True, reason="channels last, a warp's access leaves holes of 3 in 4 pixels")
+DTYPES = [torch.float32, torch.bfloat16]
+CASES = {
+    "image, channels first": ((2, 3, 32, 32), FIRST),
+    "image, channels last": ((2, 3, 32, 32), LAST),
+    "latent, channels last": ((2, 4, 32, 32), LAST),
+    "activation, channels first": ((2, 64, 8, 8), FIRST),
+    "activation, channels last": ((2, 64, 8, 8), LAST),
+}
+EACH = [pytest.param(*case, id=name, marks=[NARROW] if case[0][1] < 8 and case[1] is LAST else [])
+        for name, case in CASES.items()]  # fmt: skip
+
+
+def counted(op, *arguments, **options):
+    """What its launches did, by tensor."""
+    with harness.installed(), fastdiff.use_backend("cpu"), harness.counted() as launches:
+        op(*arguments, **options)
+    total = collections.defaultdict(collections.Counter)
+    for launch in launches:
+        for name, counts in launch["tensors"].items():
+            total[name].update(counts)
+    return total
+
+
+def check(tensors, minimum):
+    """All bytes within 2% of the minimum, and those of large tensors as in `check_large`."""
+    moved = {name: each["read"] + each["written"] for name, each in tensors.items()}
+    assert sum(moved.values()) == pytest.approx(sum(minimum.values()), rel=0.02)
+    check_large(tensors, minimum)
+
+
+def check_large(tensors, minimum):
+    """Bytes within 2% of the minimum, in sectors that are full and touched no oftener than the bytes."""
+    moved = {name: each["read"] + each["written"] for name, each in tensors.items()}
+    for name in (name for name in minimum if minimum[name] >= 4096):
+        each = tensors[name]
+        assert moved[name] == pytest.approx(minimum[name], rel=0.02)
+        sectors = each["read_sectors"] + each["written_sectors"]
+        needed = each["read_minimal_sectors"] + each["written_minimal_sectors"]
+        assert needed >= 0.95 * sectors, f"{name}: {needed} of {sectors} sectors"
+        once = name != "mask"  # which channels may share
+        assert not once or 32 * sectors <= moved[name] / 0.95, f"{name}: {32 * sectors} bytes for {moved[name]}"
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normal(shape, memory_format, dtype):
+    tensors = counted(ops.normal, shape, rng.make_rng(1), torch.arange(2), dtype=dtype, memory_format=memory_format)
+    check(tensors, ledger.normal(shape, dtype.itemsize))
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", [torch.uint8, *DTYPES])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_q_sample(shape, memory_format, dtype, source, given):
+    t, alpha, sigma = torch.tensor([3, 5]), *torch.rand(2, 10)
+    x_start = (100 * torch.rand(shape)).to(source).contiguous(memory_format=memory_format)
+    noise = torch.randn(shape).contiguous(memory_format=memory_format) if given else None
+    counters = {} if given else dict(rng=rng.make_rng(1), sample_ids=torch.arange(2))
+    tensors = counted(ops.q_sample, x_start, t, alpha, sigma, noise, dtype=dtype, return_noise=True, **counters)
+    check(tensors, ledger.q_sample(shape, source.itemsize, dtype.itemsize, 4 * given, noise_out=True))
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ROWS)
+def test_reverse_step(shape, memory_format, dtype, name):
+    learned, guided = name.startswith("learned"), name.startswith("guid")
+    arguments = laid_out(inputs(shape, name, "cpu", dtype, torch.bfloat16, guided, learned), memory_format)
+    arguments["model_output"] = arguments["model_output"].contiguous(memory_format=memory_format)
+    model_input = torch.empty(shape, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
+    tensors = counted(
+        ops.reverse_step, rows=table(ROWS[name], ROWS[name]), row=torch.tensor(0), model_input=model_input, **arguments
+    )
+    mask = arguments["mask"].numel() if "mask" in arguments else None
+    check(tensors, ledger.reverse_step(shape, ROWS[name], dtype.itemsize, 2, guided, 2, mask_elements=mask))
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+def test_reverse_step_that_draws(shape, memory_format):
+    x, m = torch.randn(2, *shape)
+    x, m = x.contiguous(memory_format=memory_format), m.contiguous(memory_format=memory_format)
+    tensors = counted(
+        ops.reverse_step, x, m, table(DDPM), torch.tensor(0), rng=rng.make_rng(1), sample_ids=torch.arange(2)
+    )
+    check(tensors, ledger.reverse_step(shape, DDPM, 4, 4, drawn=True))
+
+
+ACTIVATIONS = {
+    "on chip": ((2, 128, 16, 16), 32, 1),
+    "channels of a group not a multiple of 8": ((2, 96, 16, 16), 32, 1),
+    "few channels": ((2, 48, 16, 16), 16, 1),
+    "beyond a block": ((1, 16, 128, 128), 2, 2),
+}
+
+
+@pytest.mark.parametrize(("shape", "groups", "reads"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group_norm_silu(shape, groups, reads, memory_format, dtype):
+    leaves = {name: value.requires_grad_() for name, value in norm.inputs(shape, dtype, "cpu").items()}
+    leaves["x"] = leaves["x"].detach().contiguous(memory_format=memory_format).requires_grad_()
+    results = []
+    check_large(
+        counted(lambda: results.append(ops.group_norm_silu(groups=groups, **leaves))),
+        ledger.group_norm_silu(shape, dtype.itemsize, reads),
+    )
+    (y,) = results
+    check_large(counted(y.backward, torch.ones_like(y)), ledger.group_norm_silu_backward(shape, dtype.itemsize, reads))
