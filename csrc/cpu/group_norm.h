@@ -60,30 +60,45 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
-// 1 / (1 + exp(-h)), NaN passes. exp(-h) = 2^n 2^r, 2^r = 1 + r q(r) within 3e-9 for |r| <= 1/2 (minimax); the limits keep it
-// a number.
-FD_SIMD vfloat sigmoid(vfloat h) {
-  const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
-  const vfloat minus_log2e = set1(-1.44269504088896341f);
-  const vfloat limited = limit(h, -87.0f, 87.0f);
-  const vfloat shifted = madd(limited, minus_log2e, magic);
-  const vfloat r = madd(limited, minus_log2e, magic - shifted);
-  vfloat q = set1(1.53292727e-4f);
-  q = madd(q, r, set1(1.33909704e-3f));
-  q = madd(q, r, set1(9.61849932e-3f));
-  q = madd(q, r, set1(5.55035956e-2f));
-  q = madd(q, r, set1(2.40226477e-1f));
-  q = madd(q, r, set1(6.93147182e-1f));
-  q = madd(q, r, set1(1.0f));
-  return 1.0f / (as_float(as_uint(q) + (as_uint(shifted) << 23)) + 1.0f);
+// 2^r for |r| <= 1/2 within 3e-9 (degree 6), 1e-7 (5) or 3e-6 (4), minimax with 2^0 = 1.
+template <int kDegree> FD_SIMD vfloat exp2_fraction(vfloat r) {
+  constexpr float kTerms[3][6] = {
+      {0.693124175f, 0.240240932f, 0.0559065193f, 0.00958310533f, 0, 0},
+      {0.693147004f, 0.240222469f, 0.0555071086f, 0.0096712932f, 0.00132695551f, 0},
+      {0.693147182f, 0.240226477f, 0.0555035956f, 0.00961849932f, 0.00133909704f, 1.53292727e-4f},
+  };
+  vfloat q = set1(kTerms[kDegree - 4][kDegree - 1]);
+  for (int i = kDegree - 2; i >= 0; --i) q = madd(q, r, set1(kTerms[kDegree - 4][i]));
+  return madd(q, r, set1(1.0f));
 }
 
-FD_SIMD double sigmoid(double h) { return 1 / (1 + __builtin_exp(-h)); }
+// 1 / (1 + exp(-h)); NaN passes.
+template <int kDegree = 6> FD_SIMD vfloat sigmoid(vfloat h) {
+  const vfloat minus_log2e = set1(-1.44269504088896341f);
+#if defined(__AVX512F__)
+  const vfloat t = h * minus_log2e;                                    // its rounding counts least where exp(-h) does
+  const vfloat r = (vfloat)_mm512_reduce_ps((__m512)t, 0);             // less its nearest whole number
+  return 1.0f / ((vfloat)_mm512_scalef_ps((__m512)exp2_fraction<kDegree>(r), (__m512)(t - r)) + 1.0f);
+#else
+  const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
+  const vfloat limited = limit(h, -87.0f, 87.0f);                      // 2^n stays a number
+  const vfloat shifted = madd(limited, minus_log2e, magic);
+  const vfloat power = exp2_fraction<kDegree>(madd(limited, minus_log2e, magic - shifted));
+  return 1.0f / (as_float(as_uint(power) + (as_uint(shifted) << 23)) + 1.0f);
+#endif
+}
 
-template <class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
-  for (int k = 0; k < N; ++k) h.v[k] = sigmoid(h.v[k]);
+template <int kDegree = 6> FD_SIMD double sigmoid(double h) { return 1 / (1 + __builtin_exp(-h)); }
+
+template <int kDegree = 6, class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
+  for (int k = 0; k < N; ++k) h.v[k] = sigmoid<kDegree>(h.v[k]);
   return h;
 }
+
+// As good as a result that is rounded to T once more needs.
+template <class T> constexpr int kDegree = 6;
+template <> constexpr int kDegree<half_t> = 5;
+template <> constexpr int kDegree<bfloat16_t> = 4;
 
 // N vectors of consecutive elements. Two bfloat16 share a 32-bit lane: the even ones go to the first vector of a pair,
 // the odd ones to the second, which costs no shuffle. Sums over elements do not mind; per-column terms are laid out alike
@@ -111,19 +126,15 @@ template <> constexpr bool kInOrder<bfloat16_t> = false;
 
 // kStep consecutive scalars in the order in which load_pack leaves kStep elements of T; and back.
 template <class T> FD_SIMD PackOf<T, 2> to_columns(const Scalar<T>* p) {
-  if (kInOrder<T>) return load_pack<2>(p);
-  Scalar<T> even[kLanes<T>], odd[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; ++i) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
-  return {{load(even), load(odd)}};
+  const PackOf<T, 2> v = load_pack<2>(p);
+  if constexpr (kInOrder<T>) return v;
+  else return {{even_lanes(v.v[0], v.v[1]), odd_lanes(v.v[0], v.v[1])}};
 }
 
 template <class T> FD_SIMD void from_columns(PackOf<T, 2> v, Scalar<T>* p) {
+  if constexpr (!kInOrder<T>) v = {{lower_pairs(v.v[0], v.v[1]), upper_pairs(v.v[0], v.v[1])}};
   store(p, v.v[0]);
   store(p + kLanes<T>, v.v[1]);
-  if (kInOrder<T>) return;
-  Scalar<T> pair[kStep<T>];
-  memcpy(pair, p, sizeof pair);
-  for (int i = 0; i < kLanes<T>; ++i) p[2 * i] = pair[i], p[2 * i + 1] = pair[kLanes<T> + i];
 }
 
 template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
@@ -133,10 +144,14 @@ template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
 template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
   if constexpr (N == 1) store(p, a.v[0]);
   else for (int k = 0; k < N; k += 2) {
-    const vuint u = round_to_bfloat16(a.v[k]) >> 16 | (round_to_bfloat16(a.v[k + 1]) & 0xffff0000u);
+    const vuint u = round_plain(a.v[k]) >> 16 | (round_plain(a.v[k + 1]) & 0xffff0000u);
     memcpy(p + k * kWidth, &u, sizeof u);
   }
 }
+
+// A NaN whose last digits are 0, as is that of any 16 bits, and of what is computed from such: round_plain keeps it.
+FD_SIMD vfloat plain(vfloat v) { return v == v ? v : set1(__builtin_nanf("")); }
+FD_SIMD double plain(double v) { return v; }
 
 // Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on, to be summed
 // N <= 2. End: the last
@@ -414,8 +429,9 @@ template <class T, class Params> struct Geometry {
         gain *= scale, shift *= scale;
       }
       if (p.shift) shift += get(p.shift, p.shift_dtype, b * p.shift_stride + c0 + i, lanes);
-      store(t.gain.v + i, gain);
-      store(t.shift.v + i, shift);
+      store(t.center.v + i, plain(load(t.center.v + i)));
+      store(t.gain.v + i, plain(gain));
+      store(t.shift.v + i, plain(shift));
     });
   }
 

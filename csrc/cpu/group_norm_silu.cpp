@@ -15,8 +15,8 @@ constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one fl
 constexpr int64_t kPieceRows = 64;     // rows of one float32 sum of a column
 template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
-template <bool kSilu, class P> FD_SIMD P activate(P h) {
-  if (kSilu) return h * sigmoid(h);
+template <class T, bool kSilu, class P> FD_SIMD P activate(P h) {
+  if (kSilu) return h * sigmoid<kDegree<T>>(h);
   return h;
 }
 
@@ -136,7 +136,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
       sweep_run<T, 4>(p.S, [&](auto at) FD_INLINE {
         constexpr int n = decltype(at)::kPack;
         const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
-        at.store(y, activate<kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
+        at.store(y, activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
       });
     }
   }
@@ -252,7 +252,7 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
       const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
       for (int64_t row = 0; row < rows; ++row)
-        at.store(y + row * this->width(), activate<kSilu>(madd(at.load(x + row * this->width()) - center, slope, shift)));
+        at.store(y + row * this->width(), activate<T, kSilu>(madd(at.load(x + row * this->width()) - center, slope, shift)));
     });
   }
 

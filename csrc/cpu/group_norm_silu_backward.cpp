@@ -97,14 +97,20 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 
   // A / N and B / N of the unit's groups.
   void group_means(int64_t b, int64_t g0, int64_t g1, S* means) const {
-    for (int64_t g = g0; g < g1; ++g) {
-      double A = 0, B = 0;
-      for (int64_t c = g * D; c < (g + 1) * D; ++c) {
-        const double gain = plane(b, kGain)[c];
-        A += gain * plane(b, kP)[c], B += gain * plane(b, kQ)[c];
-      }
-      means[2 * (g - g0)] = S(A / double(N)), means[2 * (g - g0) + 1] = S(B / double(N));
-    }
+    Channels<T> P, Q;
+    double A = 0, B = 0;
+    this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
+      each_vector<T>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
+        const V gain = at(b, kGain, c0 + i, lanes);
+        store(P.v + i, gain * at(b, kP, c0 + i, lanes)), store(Q.v + i, gain * at(b, kQ, c0 + i, lanes));
+      });
+      this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+        A += sum_of(P.v + i0, i1 - i0), B += sum_of(Q.v + i0, i1 - i0);
+        if (c0 + i1 < (g + 1) * D) return;
+        means[2 * (g - g0)] = S(A / double(N)), means[2 * (g - g0) + 1] = S(B / double(N));
+        A = B = 0;
+      });
+    });
   }
 
   void begin_second(int64_t b, Block<T>& k, int64_t g0, const S* means) const {

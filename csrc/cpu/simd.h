@@ -159,20 +159,48 @@ FD_SIMD vuint pack(vwide a, vwide b) {
 #endif
 }
 
-// a0 + a1, a2 + a3, ..., b0 + b1, ...
-FD_SIMD vfloat add_pairs(vfloat a, vfloat b) {
+// a0 a2 ... b0 b2 ...; a1 a3 ... b1 b3 ...; the lower and the upper half of a0 b0 a1 b1 ...
 #if defined(__AVX512F__)
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  return (vfloat)_mm512_permutex2var_ps((__m512)a, even, (__m512)b) +
-         (vfloat)_mm512_permutex2var_ps((__m512)a, odd, (__m512)b);
-#elif defined(__AVX2__)
-  const __m256 pairs = _mm256_hadd_ps((__m256)a, (__m256)b);           // a01 a23 b01 b23 a45 a67 b45 b67
-  return (vfloat)_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
-#else
-  return vfloat{a[0], a[2], b[0], b[2]} + vfloat{a[1], a[3], b[1], b[3]};
-#endif
+FD_SIMD vfloat choose(vfloat a, vfloat b, __m512i lanes) {
+  return (vfloat)_mm512_permutex2var_ps((__m512)a, lanes, (__m512)b);
 }
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) {
+  return choose(a, b, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
+}
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) {
+  return choose(a, b, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+}
+FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) {
+  return choose(a, b, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+}
+FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) {
+  return choose(a, b, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+}
+#else
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) {
+  vfloat r;
+  for (int i = 0; i < kWidth / 2; ++i) r[i] = a[2 * i], r[kWidth / 2 + i] = b[2 * i];
+  return r;
+}
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) {
+  vfloat r;
+  for (int i = 0; i < kWidth / 2; ++i) r[i] = a[2 * i + 1], r[kWidth / 2 + i] = b[2 * i + 1];
+  return r;
+}
+FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) {
+  vfloat r;
+  for (int i = 0; i < kWidth / 2; ++i) r[2 * i] = a[i], r[2 * i + 1] = b[i];
+  return r;
+}
+FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) {
+  vfloat r;
+  for (int i = 0; i < kWidth / 2; ++i) r[2 * i] = a[kWidth / 2 + i], r[2 * i + 1] = b[kWidth / 2 + i];
+  return r;
+}
+#endif
+
+// a0 + a1, a2 + a3, ..., b0 + b1, ...
+FD_SIMD vfloat add_pairs(vfloat a, vfloat b) { return even_lanes(a, b) + odd_lanes(a, b); }
 
 // Lane sum in a fixed order: halves are folded together.
 FD_SIMD float sum(vfloat v) {
@@ -222,6 +250,18 @@ FD_SIMD vfloat exp(vfloat v) {
 FD_SIMD vuint round_to_bfloat16(vfloat v) {
   const vuint u = as_uint(v);
   return (u + 0x7fffu + (u >> 16 & 1u)) | (vuint)(v != v);
+}
+
+// The same of a v that is no NaN with digits in the lower half.
+FD_SIMD vuint round_plain(vfloat v) {
+  const vuint u = as_uint(v);
+#if defined(__AVX512F__)
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)u, _mm512_set1_epi32(0x10000));
+  const vuint nearest = u + 0x7fffu;
+  return (vuint)_mm512_mask_add_epi32((__m512i)nearest, odd, (__m512i)nearest, _mm512_set1_epi32(1));
+#else
+  return u + 0x7fffu + (u >> 16 & 1u);
+#endif
 }
 
 // Dtype-converting access to kWidth consecutive elements.
