@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "models": {"ops"},
     "samplers": {"ops", "processes"},
     "training": {"ops", "processes"},
-    "evaluation": {"ops", "processes"},
+    "evaluation": {"data", "ops", "processes"},
     "integrations": {"samplers", "processes", "models"},
     "data": set(),
     "cli": None,

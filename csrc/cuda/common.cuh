@@ -230,17 +230,34 @@ FD_DEVICE float reciprocal_sqrt(float v) {
   return fmaf(0.5f * r, fmaf(-v * r, r, 1.0f), r);
 }
 
-// 1 / (1 + e^-h). The limit keeps the reciprocal normal.
-FD_DEVICE float sigmoid(float h) {
-  const float exponent = fminf(h * -1.4426950408889634f, 126.0f);
+// a / b within a few ulp; 0 for a b from 2^126 on, infinity included.
+FD_DEVICE float approximate_quotient(float a, float b) {
+#ifdef __CUDACC__
+  float q;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(q) : "f"(a), "f"(b));
+  return q;
+#else
+  return a / b;
+#endif
+}
+
+// 2^v within a few ulp.
+FD_DEVICE float exp2_of(float v) {
 #ifdef __CUDACC__
   float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
 #else
-  const float power = exp2f(exponent);
+  return exp2f(v);
 #endif
-  return reciprocal(1.0f + power);
 }
+
+constexpr float kMinusLog2E = -1.4426950408889634f;
+
+FD_DEVICE float exp_minus(float h) { return exp2_of(h * kMinusLog2E); }
+
+// 1 / (1 + e^-h). The limit keeps it normal.
+FD_DEVICE float sigmoid(float h) { return reciprocal(1.0f + exp2_of(fminf(h * kMinusLog2E, 126.0f))); }
 
 // v, of which the compiler knows nothing: what is made of it is made here, not kept in registers from an earlier use.
 FD_DEVICE int afresh(int v) {
@@ -252,10 +269,21 @@ FD_DEVICE int afresh(int v) {
 
 constexpr int kWarp = 32;
 
+// The v of the lane whose number differs by `distance`, a power of two. The whole warp calls this.
+FD_DEVICE float across(float v, int distance) {
+#ifdef __CUDACC__
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(v), "r"(distance));
+  return other;
+#else
+  return __shfl_xor_sync(0xffffffffu, v, distance);
+#endif
+}
+
 // The warp's sum, in every lane.
 FD_DEVICE float warp_sum(float v) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) v += across(v, distance);
   return v;
 }
 

@@ -3,14 +3,15 @@
 //
 // Where a group fits on chip one kernel reads x once. Else a block a chunk makes the chunk's statistics, and a second
 // launch, in which each block merges those of its groups, reads x again. Statistics are two-pass within a tile, the
-// second about the first's mean and correcting it, and Chan's between tiles. The cut into tiles is group_norm.cuh's.
+// second about the first's mean and correcting it, and Chan's between tiles. The cut into tiles is that of
+// group_norm_tiling.h.
 #include "group_norm.cuh"
 
 namespace fastdiff {
 namespace cuda {
 namespace {
 
-constexpr int kPerThread = 32;
+constexpr int kPerThread = 64;
 constexpr Wish kWish = {kPerThread, kMaxThreads, 8192};
 constexpr int64_t kFewChunks = 64;     // so many are merged by every block that needs them
 
@@ -63,21 +64,27 @@ FD_DEVICE Moments merge(const float* moments, int64_t chunks) {
   return {count, mean, reference - mean + distance, warp_sum(squares)};
 }
 
-template <class T, int V, bool kLast>
+// h / (1 + e^-h), as exactly as its rounding to T asks for.
+template <class T>
+FD_DEVICE float silu(float h) {
+  return sizeof(T) == 2 ? approximate_quotient(h, 1.0f + exp_minus(h)) : h * sigmoid(h);
+}
+
+template <class T, int V, bool kLast, bool kFull>
 struct Block {
-  typedef Tile<T, V, kLast, kPerThread> Region;
+  typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   typedef typename Region::Values Values;
   static constexpr int kSums = kLast ? V : V < 2 ? 1 : 2;   // of a thread: channels last, one a channel
 
   const Forward& a;
   const Region& tile;
-  // Of a channel, width apart: center is its group's mean, gain and offset those of x + add - center.
-  Shared<float> add, gain, offset, center;
-  Shared<float> scratch;
+  // Of a channel: center is its group's mean (channels first there is but one), map its gain and offset, those of
+  // x + add - center in the end.
+  Shared<float> add, map, center, scratch;
 
   FD_MEMBER Block(const Forward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), add(shared), gain(add + a.tiling.width), offset(gain + a.tiling.width),
-        center(offset + a.tiling.width), scratch(center + a.tiling.width) {}
+      : a(a), tile(tile), add(shared), map(add + a.tiling.width), center(map + 2 * a.tiling.width),
+        scratch(center + a.tiling.width) {}
 
   FD_MEMBER void load_terms() const {
     const Corner at(a.tiling);
@@ -85,9 +92,15 @@ struct Block {
     for (int c = threadIdx.x; c < tile.channels; c += blockDim.x) {
       if (a.p.add) add[c] = add_of(a.p, at.b, at.c + c);
       if (a.part == kStatistics) continue;
-      gain[c] = gain_of(a.p, at.b, at.c + c);
-      offset[c] = offset_of(a.p, at.b, at.c + c);
+      map[2 * c] = gain_of(a.p, at.b, at.c + c);
+      map[2 * c + 1] = offset_of(a.p, at.b, at.c + c);
     }
+  }
+
+  FD_MEMBER void set_center(int g, int lane, int lanes, float mean) const {
+    if (!kLast && lane == 0) center[0] = mean;
+    FD_ROLLED
+    for (int c = g * tile.D + lane; kLast && c < (g + 1) * tile.D; c += lanes) center[c] = mean;
   }
 
   // emit(group, lane, lanes, sums), by every lane of a group, of the thread's sums per column element.
@@ -126,7 +139,8 @@ struct Block {
                     if (first == 0) sums[n * tile.channels + c] = sum[n];
                 });
     __syncthreads();
-    sum_rows<N>(tile.groups, tile.D, [&](int n, int g, int i) -> float { return sums[n * tile.channels + g * tile.D + i]; }, emit);
+    sum_rows<N>(tile.groups, tile.D,
+                [&](int n, int g, int i) -> float { return sums[n * tile.channels + g * tile.D + i]; }, emit);
   }
 
   // A group's moments into its channels' gain and offset, by its lanes.
@@ -134,9 +148,9 @@ struct Block {
     const float rstd = reciprocal_sqrt(fmaf(fmaxf(m.squares, 0.0f), reciprocal(m.count), a.eps));
     FD_ROLLED
     for (int c = g * tile.D + lane; c < (g + 1) * tile.D; c += lanes) {
-      const float scale = rstd * gain[c];
-      gain[c] = scale;
-      offset[c] = fmaf(-m.low, scale, offset[c]);
+      const float gain = rstd * map[2 * c];
+      map[2 * c] = gain;
+      map[2 * c + 1] = fmaf(-m.low, gain, map[2 * c + 1]);
     }
     if (!write || lane != 0) return;
     const int64_t group = Corner(a.tiling).group(a.tiling, g);
@@ -146,9 +160,16 @@ struct Block {
 
   // v becomes v - center.
   FD_MEMBER void centre(Values& v) const {
-    each_with<1>(tile, center, 0, [&](int i, int64_t, const float (&mean)[1][V]) {
+    if (kLast)
+      each_with<1>(tile, center, [&](int i, int64_t, const float (&mean)[1][V]) {
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) v[i][j] -= mean[0][j];
+      });
+    if (kLast) return;
+    const float mean = center[0];
+    tile.each([&](int i, int64_t) {
       FD_UNROLL
-      for (int j = 0; j < V; ++j) v[i][j] -= mean[0][j];
+      for (int j = 0; j < V; ++j) v[i][j] -= mean;
     });
   }
 
@@ -160,9 +181,7 @@ struct Block {
       for (int j = 0; j < V; ++j) sum[0][j % kSums] += v[i][j];
     }
     sum_groups<1>(sum, [&](int g, int lane, int lanes, const float (&sums)[1]) {
-      const float mean = sums[0] * reciprocal(count);
-      FD_ROLLED
-      for (int c = g * tile.D + lane; c < (g + 1) * tile.D; c += lanes) center[c] = mean;
+      set_center(g, lane, lanes, sums[0] * reciprocal(count));
     });
   }
 
@@ -187,7 +206,7 @@ struct Block {
     }
     sum_groups<2>(sums, [&](int g, int lane, int lanes, const float (&sum)[2]) {
       const float low = sum[0] * reciprocal(count);
-      const Moments m = {count, center[g * tile.D], low, fmaf(-low, sum[0], sum[1])};
+      const Moments m = {count, center[kLast ? g * tile.D : 0], low, fmaf(-low, sum[0], sum[1])};
       if (a.part == kWhole) settle(g, lane, lanes, m, true);
       else if (lane == 0) put_chunk(g, m);
     });
@@ -199,15 +218,14 @@ struct Block {
     const Corner at(a.tiling);
     for (int g = threadIdx.x / kWarp; g < tile.groups; g += blockDim.x / kWarp) {
       const Moments m = merge(a.moments + at.group(a.tiling, g) * a.chunks * 4, a.chunks);
-      FD_ROLLED
-      for (int c = lane; c < tile.D; c += kWarp) center[g * tile.D + c] = m.mean;
+      set_center(g, lane, kWarp, m.mean);
       settle(g, lane, kWarp, m, at.chunk == 0);
     }
     __syncthreads();
   }
 
   FD_MEMBER void plus_add(Values& v) const {
-    each_with<1>(tile, add, 0, [&](int i, int64_t, const float (&more)[1][V]) {
+    each_with<1>(tile, add, [&](int i, int64_t, const float (&more)[1][V]) {
       FD_UNROLL
       for (int j = 0; j < V; ++j) v[i][j] += more[0][j];
     });
@@ -215,25 +233,25 @@ struct Block {
 
   template <bool kSilu>
   FD_MEMBER void write(const Values& v) const {
-    each_with<2>(tile, gain, a.tiling.width, [&](int i, int64_t at, const float (&map)[2][V]) {
+    each_with<2>(tile, map, [&](int i, int64_t at, const float (&map)[2][V]) {
       float y[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
         const float h = fmaf(v[i][j], map[0][j], map[1][j]);
-        y[j] = kSilu ? h * sigmoid(h) : h;
+        y[j] = kSilu ? silu<T>(h) : h;
       }
       tile.store(a.p.y, a.aligned, at, y);
     });
   }
 };
 
-template <class T, int V, bool kLast>
+template <class T, int V, bool kLast, bool kFull>
 __global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_kernel(const Forward a) {
   FD_DYNAMIC_SHARED(float, shared);
-  typedef Tile<T, V, kLast, kPerThread> Region;
+  typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   const Region tile(a.tiling);
-  const Block<T, V, kLast> block(a, tile, shared);
-  typename Region::Raw raw;
+  const Block<T, V, kLast, kFull> block(a, tile, shared);
+  typename Region::Raw raw = {};
   typename Region::Values v;
   tile.load(a.p.x, a.aligned, raw);
   block.load_terms();
@@ -263,16 +281,17 @@ size_t shared_bytes(const Tiling& t) {
   return sizeof(float) * (4 * t.width + sums);
 }
 
-template <class T>
-auto kernel_for(const Tiling& t) {
+template <class T, bool kLast>
+auto kernel_for(const Forward& a) {
   constexpr int V = 16 / sizeof(T);
-  if (t.vector == 1) return t.last ? group_norm_silu_kernel<T, 1, true> : group_norm_silu_kernel<T, 1, false>;
-  return t.last ? group_norm_silu_kernel<T, V, true> : group_norm_silu_kernel<T, V, false>;
+  if (a.tiling.vector == 1) return group_norm_silu_kernel<T, 1, kLast, false>;
+  const bool full = a.aligned && is_full(a.tiling, kWish);
+  return full ? group_norm_silu_kernel<T, V, kLast, true> : group_norm_silu_kernel<T, V, kLast, false>;
 }
 
 template <class T>
 Status run(Forward a, Place place) {
-  const auto kernel = kernel_for<T>(a.tiling);
+  const auto kernel = a.tiling.last ? kernel_for<T, true>(a) : kernel_for<T, false>(a);
   const int64_t groups = a.p.B * a.p.G;
   const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
   const auto pass = [&](Part part) {

@@ -1,20 +1,22 @@
-// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + offset, dh = grad_y * act'(h), per sample and
-// channel P = sum dh, Q = sum dh n, R = sum n, and over a group of N elements A = sum gain P / N, B = sum gain Q / N:
+// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + offset, dh = grad_y * act'(h), per
+// sample and channel P = sum dh, Q = sum dh n, R = sum n, and over a group of N elements A = sum gain P / N,
+// B = sum gain Q / N:
 //
 //     grad_x = rstd (gain dh - A - n B)         grad_add = rstd (gain P - S A - R B)
 //     grad_weight = sum_b (1 + scale) Q         grad_bias = sum_b (1 + scale) P
 //     grad_scale = weight Q + bias P            grad_shift = P
 //
-// Where a group fits on chip one kernel makes the sums and grad_x. Else a block a chunk makes P, Q and R of the chunk, a
-// small kernel adds them up, and a third launch, which works dh out again, makes grad_x. The last launch makes every
-// other gradient of P, Q, R, A and B. The cut into tiles is group_norm.cuh's; the batch is summed in kStrides strides.
+// Where a group fits on chip one kernel makes the sums and grad_x. Else a block a chunk makes P, Q and R of the chunk,
+// a small kernel adds them up, and a third launch, which works dh out again, makes grad_x. The last launch makes every
+// other gradient of P, Q, R, A and B. The cut into tiles is group_norm_tiling.h's; the batch is summed in kStrides
+// strides, and then these.
 #include "group_norm.cuh"
 
 namespace fastdiff {
 namespace cuda {
 namespace {
 
-constexpr int kPerThread = 16;
+constexpr int kPerThread = 32;
 constexpr Wish kWish = {kPerThread, kMaxThreads, 8192};
 constexpr Wish kScalarWish = {kPerThread, 256, 4096};   // as many entries in shared memory as elements
 constexpr int kMergeThreads = 256, kClearThreads = 256, kStrides = 32;
@@ -46,38 +48,39 @@ FD_DEVICE void put(float* means, int64_t group, float mean_a, float mean_b) {
   store(means + 2 * group, Vec<float, 2>{{mean_a, mean_b}});
 }
 
-template <class T, int V, bool kLast>
+template <class T, int V, bool kLast, bool kFull>
 struct Block {
-  typedef Tile<T, V, kLast, kPerThread> Region;
+  typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   typedef typename Region::Values Values;
 
   const Backward& a;
   const Region& tile;
-  // Of a channel, width apart. mean and rstd are its group's; grad_x = dh slope + n tilt + level.
-  Shared<float> add, gain, offset, mean, rstd, slope, tilt, level, scratch;
+  // Of a channel: its group's mean and rstd; gain and offset; and what grad_x = dh slope + n tilt + level.
+  Shared<float> add, group, map, share, scratch;
 
   FD_MEMBER Block(const Backward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), add(shared), gain(add + a.tiling.width), offset(gain + a.tiling.width),
-        mean(offset + a.tiling.width), rstd(mean + a.tiling.width), slope(rstd + a.tiling.width),
-        tilt(slope + a.tiling.width), level(tilt + a.tiling.width), scratch(level + a.tiling.width) {}
+      : a(a), tile(tile), add(shared), group(add + a.tiling.width), map(group + 2 * a.tiling.width),
+        share(map + 2 * a.tiling.width), scratch(share + 3 * a.tiling.width) {}
 
   FD_MEMBER void load_terms() const {
     const Corner at(a.tiling);
     FD_ROLLED
     for (int i = threadIdx.x; i < tile.channels; i += blockDim.x) {
-      const int64_t c = at.c + i, group = at.group(a.tiling, i / tile.D);
+      const int64_t c = at.c + i, g = at.group(a.tiling, i / tile.D);
+      const float gain = gain_of(a.p, at.b, c), rstd = load(static_cast<const float*>(a.p.rstd) + g);
       if (a.p.add) add[i] = add_of(a.p, at.b, c);
-      const float scale = gain_of(a.p, at.b, c);
-      gain[i] = scale;
-      offset[i] = offset_of(a.p, at.b, c);
-      mean[i] = load(static_cast<const float*>(a.p.mean) + group);
-      const float deviation = load(static_cast<const float*>(a.p.rstd) + group);
-      rstd[i] = deviation;
-      slope[i] = deviation * scale;
-      if (a.part != kApply) continue;
-      level[i] = -deviation * load(a.means + 2 * group);
-      tilt[i] = -deviation * load(a.means + 2 * group + 1);
+      group[2 * i] = load(static_cast<const float*>(a.p.mean) + g);
+      group[2 * i + 1] = rstd;
+      map[2 * i] = gain;
+      map[2 * i + 1] = offset_of(a.p, at.b, c);
+      if (a.part == kApply) set_share(i, rstd, gain, load(a.means + 2 * g), load(a.means + 2 * g + 1));
     }
+  }
+
+  FD_MEMBER void set_share(int c, float rstd, float gain, float mean_a, float mean_b) const {
+    share[3 * c] = rstd * gain;
+    share[3 * c + 1] = -rstd * mean_b;
+    share[3 * c + 2] = -rstd * mean_a;
   }
 
   FD_MEMBER static float slope_of_silu(float h) {
@@ -87,18 +90,17 @@ struct Block {
 
   // x in n becomes n, and grad_y in dh becomes dh.
   FD_MEMBER void differentiate(Values& n, Values& dh) const {
-    const int width = a.tiling.width;
     if (a.p.add)
-      each_with<1>(tile, add, 0, [&](int i, int64_t, const float (&more)[1][V]) {
+      each_with<1>(tile, add, [&](int i, int64_t, const float (&more)[1][V]) {
         FD_UNROLL
         for (int j = 0; j < V; ++j) n[i][j] += more[0][j];
       });
-    each_with<2>(tile, mean, width, [&](int i, int64_t, const float (&group)[2][V]) {
+    each_with<2>(tile, group, [&](int i, int64_t, const float (&group)[2][V]) {
       FD_UNROLL
       for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - group[0][j]) * group[1][j];
     });
     if (!a.p.silu) return;
-    each_with<2>(tile, gain, width, [&](int i, int64_t, const float (&map)[2][V]) {
+    each_with<2>(tile, map, [&](int i, int64_t, const float (&map)[2][V]) {
       FD_UNROLL
       for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_silu(fmaf(n[i][j], map[0][j], map[1][j]));
     });
@@ -163,22 +165,19 @@ struct Block {
     const int D = tile.D, C = tile.channels;
     const Shared<float> in = channel_sums();
     const float share = reciprocal(float(D) * float(a.tiling.S));
-    sum_rows<2>(tile.groups, D, [&](int k, int g, int i) { return gain[g * D + i] * in[k * C + g * D + i]; },
+    sum_rows<2>(tile.groups, D, [&](int k, int g, int i) { return map[2 * (g * D + i)] * in[k * C + g * D + i]; },
                 [&](int g, int lane, int lanes, const float (&sums)[2]) {
                   const float mean_a = sums[kP] * share, mean_b = sums[kQ] * share;
                   FD_ROLLED
-                  for (int c = g * D + lane; c < g * D + D; c += lanes) {
-                    const float deviation = rstd[c];
-                    level[c] = -deviation * mean_a;
-                    tilt[c] = -deviation * mean_b;
-                  }
+                  for (int c = g * D + lane; c < g * D + D; c += lanes)
+                    set_share(c, group[2 * c + 1], map[2 * c], mean_a, mean_b);
                   if (lane == 0) put(a.means, Corner(a.tiling).group(a.tiling, g), mean_a, mean_b);
                 });
     __syncthreads();
   }
 
   FD_MEMBER void write(const Values& n, const Values& dh) const {
-    each_with<3>(tile, slope, a.tiling.width, [&](int i, int64_t at, const float (&map)[3][V]) {
+    each_with<3>(tile, share, [&](int i, int64_t at, const float (&map)[3][V]) {
       float grad_x[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) grad_x[j] = fmaf(dh[i][j], map[0][j], fmaf(n[i][j], map[1][j], map[2][j]));
@@ -187,13 +186,13 @@ struct Block {
   }
 };
 
-template <class T, int V, bool kLast>
+template <class T, int V, bool kLast, bool kFull>
 __global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_backward_kernel(const Backward a) {
   FD_DYNAMIC_SHARED(float, shared);
-  typedef Tile<T, V, kLast, kPerThread> Region;
+  typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   const Region tile(a.tiling);
-  const Block<T, V, kLast> block(a, tile, shared);
-  typename Region::Raw x, grad_y;
+  const Block<T, V, kLast, kFull> block(a, tile, shared);
+  typename Region::Raw x = {}, grad_y = {};
   typename Region::Values n, dh;
   tile.load(a.p.x, a.aligned, x);
   tile.load(a.p.grad_y, a.aligned, grad_y);
@@ -239,7 +238,8 @@ FD_DEVICE void put_gradients(const Backward& a, int64_t b, int64_t c, const floa
   const int64_t i = b * a.p.C + c;
   set_number(a.p.grad_shift, a.p.shift_dtype, i, sum[kP]);
   if (a.p.grad_scale) {
-    const float weight = number(a.p.weight, a.p.weight_dtype, c, 1.0f), bias = number(a.p.bias, a.p.weight_dtype, c, 0.0f);
+    const float weight = number(a.p.weight, a.p.weight_dtype, c, 1.0f);
+    const float bias = number(a.p.bias, a.p.weight_dtype, c, 0.0f);
     set_number(a.p.grad_scale, a.p.scale_dtype, i, fmaf(weight, sum[kQ], bias * sum[kP]));
   }
   if (!a.p.grad_add) return;
@@ -281,16 +281,17 @@ __global__ void __launch_bounds__(kClearThreads) clear_kernel(void* gradient, in
 
 Status clear(void* gradient, int64_t n, int32_t dtype, Place place) {
   if (!gradient || n == 0) return {};
-  return launch(clear_kernel, static_cast<unsigned>(divide_up(n, kClearThreads)), kClearThreads, 0, place, gradient, dtype, n);
+  const dim3 grid(static_cast<unsigned>(divide_up(n, kClearThreads)));
+  return launch(clear_kernel, grid, kClearThreads, 0, place, gradient, dtype, n);
 }
 
 Status clear_all(const GroupNormSiluBackwardParams& p, Place place) {
-  for (const Status& status : {clear(p.grad_weight, p.C, p.weight_dtype, place), clear(p.grad_bias, p.C, p.weight_dtype, place),
-                               clear(p.grad_add, p.B * p.C, p.add_dtype, place),
-                               clear(p.grad_scale, p.B * p.C, p.scale_dtype, place),
-                               clear(p.grad_shift, p.B * p.C, p.shift_dtype, place)})
-    if (status.code != kOk) return status;
-  return {};
+  Status status = clear(p.grad_weight, p.C, p.weight_dtype, place);
+  if (status.code == kOk) status = clear(p.grad_bias, p.C, p.weight_dtype, place);
+  if (status.code == kOk) status = clear(p.grad_add, p.B * p.C, p.add_dtype, place);
+  if (status.code == kOk) status = clear(p.grad_scale, p.B * p.C, p.scale_dtype, place);
+  if (status.code == kOk) status = clear(p.grad_shift, p.B * p.C, p.shift_dtype, place);
+  return status;
 }
 
 bool has_sums(const GroupNormSiluBackwardParams& p) {
@@ -308,16 +309,18 @@ size_t shared_bytes(const Tiling& t) {
   return sizeof(float) * (8 * t.width + kAll * (t.width + entries_of(t, kWish)));
 }
 
-template <class T>
-auto kernel_for(const Tiling& t) {
+template <class T, bool kLast>
+auto kernel_for(const Backward& a) {
   constexpr int V = 16 / sizeof(T);
-  if (t.vector == 1) return t.last ? group_norm_silu_backward_kernel<T, 1, true> : group_norm_silu_backward_kernel<T, 1, false>;
-  return t.last ? group_norm_silu_backward_kernel<T, V, true> : group_norm_silu_backward_kernel<T, V, false>;
+  if (a.tiling.vector == 1) return group_norm_silu_backward_kernel<T, 1, kLast, false>;
+  const bool full = a.aligned && is_full(a.tiling, kWish);
+  return full ? group_norm_silu_backward_kernel<T, V, kLast, true>
+              : group_norm_silu_backward_kernel<T, V, kLast, false>;
 }
 
 template <class T>
 Status run(Backward a, Place place) {
-  const auto kernel = kernel_for<T>(a.tiling);
+  const auto kernel = a.tiling.last ? kernel_for<T, true>(a) : kernel_for<T, false>(a);
   const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
   const auto pass = [&](Part part) {
     a.part = part;

@@ -1,12 +1,38 @@
 """What train and sample share: a run's process, its model, its grids."""
 
+import contextlib
 from pathlib import Path
+
+import torch
 
 from ..data.images import grid, save_png
 from ..models import load_unet
 from ..processes import GaussianProcess, schedules
 from ..samplers import Sampler
 from ..training import checkpoint
+
+
+def device(name=None):
+    """The torch.device of that name; by default the GPU where there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one of this machine's (cpu, cuda, cuda:1), got {name!r}: {reason}") from None
+
+
+@contextlib.contextmanager
+def threads(count=None):
+    """Torch works on so many CPU threads; None: as many as it likes."""
+    if count is not None and count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_process(options):
@@ -27,15 +53,15 @@ def load_run(directory, device="cpu"):
 
 
 class Grids:
-    """draw(model) for `fastdiff.training.train`: samples of always the same noise, in out/samples/<number>.png."""
+    """draw(model, step) for `fastdiff.training.train`: samples of always the same noise, in out/samples/<step>.png."""
 
     def __init__(self, process, out, num_samples, seed):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         self.process, self.out, self.num_samples, self.seed = process, out / "samples", num_samples, seed
 
-    def __call__(self, model):
+    def __call__(self, model, step):
         image = grid(Sampler(model, self.process).sample(self.num_samples, seed=self.seed))
         self.out.mkdir(exist_ok=True)
-        save_png(image, self.out / f"{len(list(self.out.glob('*.png'))):04d}.png")
+        save_png(image, self.out / f"{step:07d}.png")
         return image

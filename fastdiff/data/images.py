@@ -1,12 +1,15 @@
-"""Images in and out: folders, grids, PNG."""
+"""Images in and out: folders, grids, PNG, arrays."""
 
+import io
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_GREY = ("1", "L", "LA")
 
 
 def to_uint8(x):
@@ -33,16 +36,33 @@ def save_png(image, path, least=512):
     from PIL import Image
 
     factor = max(1, least // max(image.shape[:2]))
-    enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    temporary = Path(f"{path}.part")
-    Image.fromarray(enlarged).save(temporary, format="PNG")
-    temporary.replace(path)
+    content = io.BytesIO()
+    Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(content, format="PNG")
+    _write(path, content.getvalue())
+
+
+def save_npz(samples, path):
+    """Writes samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], the one array of an .npz."""
+    content = io.BytesIO()
+    np.savez(content, to_uint8(samples.cpu()).permute(0, 2, 3, 1).numpy())
+    _write(path, content.getvalue())
+
+
+def _write(path, content):
+    """The whole file or none."""
+    part = Path(f"{path}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_folder(folder, image_size=None):
     """uint8 [N, 3 (1 where all are grey), S, S] of every image under a folder, in the order of their paths.
 
-    Each is cut to its middle square and resized to S = image_size, by default the first one's smaller side.
+    Each is turned upright, cut to its middle square and resized to S = image_size, by default the first one's smaller
+    side. Alpha is dropped.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -55,7 +75,7 @@ def load_folder(folder, image_size=None):
             with Image.open(path) as image:
                 image_size = image_size or min(image.size)
                 images.append(_square(image, image_size))
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
             raise ValueError(f"data must hold images, got {str(path)!r}: {error}") from None
     if any(image.ndim == 3 for image in images):
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in images]
@@ -64,9 +84,13 @@ def load_folder(folder, image_size=None):
 
 
 def _square(image, size):
-    from PIL import Image
+    """uint8 [size, size] of a grey image, [size, size, 3] of another."""
+    from PIL import Image, ImageOps
 
-    image = image.convert("L" if image.mode in ("1", "L", "I;16", "LA") else "RGB")
+    if image.mode.startswith("I"):  # 16 bits, which convert() would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = ImageOps.exif_transpose(image)
+    image = image.convert("L" if image.mode in _GREY else "RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))

@@ -1,6 +1,7 @@
 """What a U-Net is built from, checked."""
 
 import dataclasses
+import numbers
 import operator
 from dataclasses import dataclass
 
@@ -63,9 +64,9 @@ class UNetConfig:
     def _check_numbers(self):
         if not self.channel_mult:
             raise ValueError("channel_mult must have at least one entry, got ()")
-        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+        if not _real(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-        if not 0 < self.norm_eps < 1:
+        if not _real(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ValueError(f"norm_eps must be in (0, 1), got {self.norm_eps!r}")
         if not isinstance(self.scale_shift, bool):
             raise TypeError(f"scale_shift must be a bool, got {self.scale_shift!r}")
@@ -88,12 +89,16 @@ class UNetConfig:
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"groups must divide the channels of every level, {width} here, got {self.groups}")
-        attending = {self.widths[-1]}
-        attending |= {w for w, size in zip(self.widths, self.resolutions, strict=True) if size in self.attention_resolutions}
+        levels = zip(self.widths, self.resolutions, strict=True)
+        attending = {self.widths[-1], *(width for width, size in levels if size in self.attention_resolutions)}
         name = "head_channels" if self.head_channels else "heads"
         for width in attending:
             if width % (getattr(self, name) or 1):
                 raise ValueError(f"{name} must divide {width} channels, got {getattr(self, name)}")
+
+
+def _real(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _positive(name, value):

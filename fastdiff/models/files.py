@@ -1,9 +1,11 @@
 """A U-Net as one safetensors file: weights by their state_dict keys, the config as JSON in the metadata."""
 
 import json
+import os
+from pathlib import Path
 
 import safetensors
-from safetensors.torch import save_file
+import safetensors.torch
 
 from .config import UNetConfig
 
@@ -11,8 +13,15 @@ _FORMAT = "fastdiff.UNet"
 
 
 def save(model, path):
+    path = Path(path)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": _FORMAT, "config": json.dumps(model.config.to_dict())})
+    metadata = {"format": _FORMAT, "config": json.dumps(model.config.to_dict())}
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(safetensors.torch.save(tensors, metadata))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_unet(path, device=None):
@@ -30,7 +39,10 @@ def load_unet(path, device=None):
         raise ValueError(f"path must be a whole safetensors file, got {path}: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"path must be a file that UNet.save wrote, got {path} without its config")
-    model = UNet(UNetConfig(**json.loads(metadata["config"])))
+    try:
+        model = UNet(UNetConfig(**json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"path must hold a config of this version's UNet, got {path}: {error}") from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -57,7 +57,7 @@ class GroupNormSiLU(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """skip(x) + conv_2(dropout(norm_2(conv_1(norm_1(x)) + time))), both norms with SiLU: [B, C_in, H, W] to [B, C, H, W].
+    """skip(x) + conv_2(dropout(norm_2(conv_1(norm_1(x)) + time))), norms with SiLU: [B, C_in, H, W] to [B, C, H, W].
 
     With scale_shift the embedding scales and shifts the second norm's result instead of being added before it.
     """

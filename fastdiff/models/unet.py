@@ -14,8 +14,8 @@ class UNet(nn.Module):
     Args:
         config: `UNetConfig`; None: its defaults.
 
-    Called with x [B, in_channels, H, W] and t [B], int or float timesteps, it returns [B, out_channels, H, W] in x's dtype, or
-    in autocast's. H and W are divisible as image_size is, and need not equal it. Weights and activations are
+    Called with x [B, in_channels, H, W] and t [B], int or float timesteps, it returns [B, out_channels, H, W] in x's
+    dtype, or in autocast's. H and W are divisible as image_size is, and need not equal it. Weights and activations are
     channels_last; x may have either layout.
 
     Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads.
@@ -69,6 +69,9 @@ class UNet(nn.Module):
 
     def _check(self, x, t):
         factor = 2 ** (len(self.config.channel_mult) - 1)
+        for name, value in (("x", x), ("t", t)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if x.dim() != 4 or x.shape[1] != self.config.in_channels:
             raise ValueError(f"x must have shape [B, {self.config.in_channels}, H, W], got {list(x.shape)}")
         if x.shape[2] % factor or x.shape[3] % factor:

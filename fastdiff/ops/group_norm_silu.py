@@ -117,26 +117,30 @@ def _statistics(x, groups):
     return mean, torch.empty_like(mean)
 
 
-def _group_norm_silu_backward(
-    grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend
-):
+def _gradients(grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend):
+    """Of x, weight, bias, add, scale and shift; None where it is not needed."""
     dense = _layout.dense(x)
-    grad_y = _layout.in_layout(grad_y.to(x.dtype), _layout.addressed_last(dense))
+    grad_y = grad_y if grad_y.dtype is x.dtype else grad_y.to(x.dtype)
+    grad_y = _layout.in_layout(grad_y, _layout.addressed_last(dense))
     inputs = (dense, weight, bias, add, scale, shift)
-    gradients = [_gradient(value, need) for value, need in zip(inputs, needs, strict=True)]
+    gradients = [_gradient(value) if need else None for value, need in zip(inputs, needs, strict=True)]
+    if not (add is scale is shift is None):
+        add, scale, shift = _rows(add), _rows(scale), _rows(shift)
     _dispatch.function("group_norm_silu_backward", backend, x)(
-        grad_y, dense, mean, rstd, _vector(weight), _vector(bias), groups, _rows(add), _rows(scale), _rows(shift), silu,
-        *gradients,
+        grad_y, dense, mean, rstd, _vector(weight), _vector(bias), groups, add, scale, shift, silu, *gradients,
     )  # fmt: skip
     if dense is not x and gradients[0] is not None:
         gradients[0] = _in_layout_of(gradients[0], x)
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return gradients
 
 
-def _gradient(value, needed):
+def _group_norm_silu_backward(grad_y, x, *arguments):
+    """The dispatcher's form: always six tensors."""
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in _gradients(grad_y, x, *arguments))
+
+
+def _gradient(value):
     """Where the gradient of an input goes: [B, C] and [C] ones are contiguous."""
-    if not needed:
-        return None
     if value.dim() > 2:
         return torch.empty_like(value)
     return torch.empty_like(value, memory_format=torch.contiguous_format)
@@ -148,8 +152,7 @@ def _fake(x, weight, bias, add, scale, shift, groups, eps, silu, backend):
 
 def _fake_backward(grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend):
     inputs = (x, weight, bias, add, scale, shift)
-    gradients = (_gradient(value, need) for value, need in zip(inputs, needs, strict=True))
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(_gradient(value) if need else x.new_empty(0) for value, need in zip(inputs, needs, strict=True))
 
 
 class _GroupNormSilu(torch.autograd.Function):
@@ -168,10 +171,10 @@ class _GroupNormSilu(torch.autograd.Function):
         x, weight, bias, add, scale, shift, mean, rstd = ctx.saved_tensors
         groups, silu, backend = ctx.options
         needs = ctx.needs_input_grad[:6]
-        gradients = _group_norm_silu_backward(
+        gradients = _gradients(
             grad_y, x, mean, rstd, weight, bias, add, scale, shift, groups, silu, needs, backend
-        )
-        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4
+        )  # fmt: skip
+        return *gradients, None, None, None, None
 
 
 def _setup_context(ctx, inputs, output):

@@ -1,6 +1,7 @@
-"""Training: losses, timesteps, the moving average, checkpoints and the loop."""
+"""Training: timesteps, the moving average, checkpoints, metrics and the loop."""
 
+from .config import TrainConfig
 from .ema import EMA
-from .loop import TrainConfig, train
+from .loop import Interrupted, train
 
-__all__ = ["EMA", "TrainConfig", "train"]
+__all__ = ["EMA", "Interrupted", "TrainConfig", "train"]

@@ -14,7 +14,7 @@ class EMA:
 
     def __init__(self, model, decay=0.9999):
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
         self.decay, self.updates = decay, 0
         self.average = {name: _copy(value) for name, value in model.state_dict().items()}
 

@@ -3,22 +3,24 @@
 import json
 from pathlib import Path
 
+from .checkpoint import whole
+
 
 class Metrics:
     """log(step, loss=..., ...) appends {"step": ..., "loss": ...} to metrics.jsonl, and writes TensorBoard scalars.
 
-    Resumed at step s, lines of later steps (of a run cut off after its last checkpoint) are dropped first.
+    Resumed after `step` steps, whatever was said of later ones (by a run cut off after its last checkpoint) is dropped.
     """
 
-    def __init__(self, directory, first_step=0, tensorboard=True):
-        self.path = Path(directory) / "metrics.jsonl"
-        _drop_from(self.path, first_step)
-        self.file = open(self.path, "a")  # noqa: SIM115
+    def __init__(self, directory, step=0, tensorboard=True):
+        path = Path(directory) / "metrics.jsonl"
+        _drop_after(path, step)
         self.writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=first_step)
+            self.writer = SummaryWriter(str(Path(directory) / "tensorboard"), purge_step=step + 1 if step else None)
+        self.file = open(path, "a")  # noqa: SIM115
 
     def log(self, step, **values):
         self.file.write(json.dumps({"step": step, **values}) + "\n")
@@ -38,14 +40,15 @@ class Metrics:
             self.writer.close()
 
 
-def _drop_from(path, step):
+def _drop_after(path, step):
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] < step:
+            if json.loads(line)["step"] <= step:
                 kept.append(line)
         except json.JSONDecodeError:
-            continue  # the line a killed run was writing
-    path.write_text("".join(line + "\n" for line in kept))
+            continue  # the line that a killed run was writing
+    with whole(path) as part:
+        part.write_text("".join(line + "\n" for line in kept))

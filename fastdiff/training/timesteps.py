@@ -1,4 +1,4 @@
-"""What a training step draws besides its noise: from the counter RNG too, so that a resumed run needs no RNG state."""
+"""What a training step draws besides its noise: functions of (seed, step), so that a resumed run needs no RNG state."""
 
 import torch
 
@@ -17,6 +17,11 @@ def flips(rng, sample_ids):
     return reference.words(1, rng, sample_ids, streams.FLIPS)[0, :, 0] >= 2**31
 
 
+def torch_seed(seed, number):
+    """A seed for a torch generator, in [0, 2^63): those of consecutive numbers or seeds differ."""
+    return (seed * 0x9E3779B97F4A7C15 + number) % 2**63
+
+
 class Batches:
     """Which images step s trains on: consecutive ones of an order drawn anew each epoch.
 
@@ -28,14 +33,15 @@ class Batches:
         self._orders = {}
 
     def positions(self, step):
-        first = step * self.batch_size
-        places = [divmod(first + i, self.num_images) for i in range(self.batch_size)]
-        return torch.tensor([int(self._order(epoch)[place]) for epoch, place in places])
+        N, first = self.num_images, step * self.batch_size
+        end = first + self.batch_size
+        epochs = range(first // N, (end - 1) // N + 1)
+        return torch.cat([self._order(epoch)[max(first - epoch * N, 0) : end - epoch * N] for epoch in epochs])
 
     def _order(self, epoch):
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 self._orders.pop(min(self._orders))
-            generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+            generator = torch.Generator().manual_seed(torch_seed(self.seed, epoch))
             self._orders[epoch] = torch.randperm(self.num_images, generator=generator)
         return self._orders[epoch]
