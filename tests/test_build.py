@@ -414,7 +414,7 @@ def test_levels_share_no_symbol():
         pytest.skip("the module was not built in this tree")
     for path in levels:
         lines = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-        weak = [line for line in lines.splitlines() if line.split()[1] in "WVu"]
+        weak = [line for line in lines.splitlines() if line.split()[1] in "WVu" and " DW.ref." not in line]  # data
         assert not [line for line in weak if f"fastdiff::{path.parent.name}::" not in line], path
 
 
