@@ -2,11 +2,19 @@
 
     pytest benchmarks/ --benchmark-only --benchmark-json=times.json
     python -m benchmarks.ratios times.json
+
+The second table sums up every op whose cases name their kind last: geometric means over its large shapes against the
+better of eager and compiled in each.
 """
 
 import json
+import math
+import re
 import sys
 from collections import defaultdict
+from statistics import geometric_mean
+
+SMALL = 1 << 14  # elements; below, a case is about overhead
 
 
 def read(path):
@@ -22,6 +30,10 @@ def read(path):
     return cases, f"{processor}, torch {machine['torch']}, Python {machine['python_version']}"
 
 
+def ratio(times, provider):
+    return times[provider] / times["fastdiff"]
+
+
 def table(cases, machine):
     providers = sorted({provider for times in cases.values() for provider in times} - {"fastdiff"})
     lines = [f"Measured on {machine}; medians, ratios within one run.", ""]
@@ -30,10 +42,30 @@ def table(cases, machine):
     for (case, threads), times in sorted(cases.items()):
         if "fastdiff" not in times:
             continue
-        ratios = [f"{times[p] / times['fastdiff']:.2f}" if p in times else "" for p in providers]
+        ratios = [f"{ratio(times, p):.2f}" if p in times else "" for p in providers]
         lines.append(f"| {case} | {threads} | {times['fastdiff'] * 1e6:.1f} | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
 
 
+def elements(case):
+    return math.prod(int(n) for n in re.search(r"\[(.*)\]", case)[1].split(","))
+
+
+def summary(cases):
+    """Geometric means per (op, kind, threads) against the better of eager and compiled; the worst against eager."""
+    groups = defaultdict(list)
+    for (case, threads), times in cases.items():
+        if {"eager", "compiled", "fastdiff"} <= times.keys() and elements(case) >= SMALL:
+            op, kind = re.split(r" \[.*\] ", case)
+            eager = ratio(times, "eager")
+            groups[op, kind, threads].append((min(eager, ratio(times, "compiled")), eager))
+    lines = ["| op | threads | x the better of eager and compiled | x eager, worst shape |", "|---|---:|---:|---:|"]
+    for (op, kind, threads), ratios in sorted(groups.items()):
+        better, eager = zip(*ratios, strict=True)
+        lines.append(f"| {op}, {kind} | {threads} | {geometric_mean(better):.2f} | {min(eager):.2f} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table(*read(sys.argv[1])))
+    found, described = read(sys.argv[1])
+    print(table(found, described), summary(found), sep="\n\n")
