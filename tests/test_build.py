@@ -435,3 +435,12 @@ def test_one_openmp_in_the_process():
     """Ours is the one that torch brought."""
     output = subprocess.run([sys.executable, "-c", ONE_OPENMP], cwd=ROOT, capture_output=True, text=True, check=True)
     assert output.stdout == "1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs Debian's g++-aarch64-linux-gnu")
+@pytest.mark.parametrize("source", sorted(ROOT.glob("csrc/cpu/*.cpp")), ids=lambda path: path.stem)
+def test_compiles_for_aarch64_without_a_warning(build, source):
+    flags = [*build.CXX_FLAGS.split(), "-Werror", "-DFD_LEVEL=baseline", "-fsyntax-only"]
+    finished = subprocess.run(["aarch64-linux-gnu-g++", *flags, source], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
