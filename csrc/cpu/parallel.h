@@ -20,6 +20,8 @@ static inline void parallel_for(int64_t n, int num_threads, const Body& body) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }
+#else
+  (void)num_threads;
 #endif
   for (int64_t i = 0; i < n; ++i) body(i);
 }

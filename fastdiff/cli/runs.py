@@ -9,7 +9,7 @@ from ..data.images import grid, save_png
 from ..models import load_unet
 from ..processes import GaussianProcess, schedules
 from ..samplers import Sampler
-from ..training import checkpoint
+from ..training.checkpoint import MODEL, read_config
 
 
 def device(name=None):
@@ -45,10 +45,10 @@ def make_process(options):
 
 def load_run(directory, device="cpu"):
     """(model, process) of a run: its averaged weights, ready for `fastdiff.Sampler`."""
-    config = checkpoint.read_config(directory)
-    path = Path(directory) / checkpoint.MODEL
+    config = read_config(directory)
+    path = Path(directory) / MODEL
     if not path.exists():
-        raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {checkpoint.MODEL}")
+        raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {MODEL}")
     return load_unet(path, device), make_process(config["process"])
 
 

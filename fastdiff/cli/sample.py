@@ -12,6 +12,7 @@ def add_arguments(parser):
     parser.add_argument("--batch-size", type=int, default=500, help="samples at a time (default 500)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the network")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the run's)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -25,7 +26,9 @@ def main(args):
     check_out(out)
     model, process = runs.load_run(args.run, runs.device(args.device))
     sampler = Sampler(model, process, steps=args.steps, precision=args.precision)
-    samples = sampler.sample(args.n, seed=args.seed, batch_size=min(args.batch_size, args.n), progress=not args.quiet)
+    batch_size = min(args.batch_size, args.n)
+    with runs.threads(runs.read_config(args.run).get("threads") if args.threads is None else args.threads):
+        samples = sampler.sample(args.n, seed=args.seed, batch_size=batch_size, progress=not args.quiet)
     write(samples.cpu(), out)
     print(f"{args.n} samples: {args.out}")
     return 0

@@ -106,10 +106,11 @@ def main(args):
     process = runs.make_process(process_options)
     torch.manual_seed(config.seed)
     model = UNet(model_config).to(device)
-    settings = {"data": args.data, "process": process_options, "model": model_config.to_dict()}
+    threads = PRESETS.get(args.data, {}).get("threads") if args.threads is None else args.threads
+    settings = {"data": args.data, "threads": threads, "process": process_options, "model": model_config.to_dict()}
     grids = runs.Grids(process, Path(args.out), args.num_samples, config.seed)
     try:
-        with runs.threads(PRESETS.get(args.data, {}).get("threads") if args.threads is None else args.threads):
+        with runs.threads(threads):
             train(
                 model, process, images, args.out, config,
                 settings=settings, draw=grids, resume=args.resume, progress=not args.quiet,

@@ -9,13 +9,13 @@ import safetensors.torch
 
 from .config import UNetConfig
 
-_FORMAT = "fastdiff.UNet"
+_CONFIG = "fastdiff.UNet"  # the one key of the metadata: of several, the order in the file is random
 
 
 def save(model, path):
     path = Path(path)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": _FORMAT, "config": json.dumps(model.config.to_dict())}
+    metadata = {_CONFIG: json.dumps(model.config.to_dict())}
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -37,11 +37,11 @@ def load_unet(path, device=None):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"path must be a whole safetensors file, got {path}: {error}") from error
-    if metadata.get("format") != _FORMAT:
+    if _CONFIG not in metadata:
         raise ValueError(f"path must be a file that UNet.save wrote, got {path} without its config")
     try:
-        model = UNet(UNetConfig(**json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError) as error:
+        model = UNet(UNetConfig(**json.loads(metadata[_CONFIG])))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"path must hold a config of this version's UNet, got {path}: {error}") from error
     try:
         model.load_state_dict(tensors)

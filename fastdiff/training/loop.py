@@ -33,7 +33,7 @@ def train(model, process, images, out, config=None, *, settings=None, draw=None,
         settings: anything else, as JSON can hold it, to keep in config.json and to compare on resuming.
         draw: draw(model, step) -> uint8 [H, W] or [H, W, 3], called every sample_every steps with the averaged weights.
         resume: go on from the last checkpoint, or from the beginning where a run was cut off before its first. On the
-            same machine, the result has the bits of a run that was never stopped.
+            same machine and number of threads, the result has the bits of a run that was never stopped.
         progress: show a bar with loss, speed and time left.
 
     Returns the model with its averaged weights, in evaluation mode. Ctrl-C finishes the step, saves and raises

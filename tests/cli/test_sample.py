@@ -1,0 +1,144 @@
+"""`fastdiff sample`: what is drawn, where it goes, and what is refused before any work."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff import GaussianProcess, Sampler, cli, schedules
+from fastdiff.cli import runs
+from fastdiff.data import load
+from fastdiff.data.images import grid, to_uint8
+from tests.cli.runs import save_images, train
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def run(request, tmp_path_factory):
+    """A grey and a coloured run of a few steps."""
+    folder = tmp_path_factory.mktemp("run")
+    data = save_images(folder / "a.npz", channels=request.param)
+    assert train(data, folder / "run", "--steps=3", "--lr=0.1", "--sample-every=0", "--no-tensorboard") == 0
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with runs.threads(1):
+        yield
+
+
+def sample(run, *options):
+    return cli.main(["sample", str(run), "--quiet", *map(str, options)])
+
+
+def expected(run, n, seed, steps=None):
+    model, process = runs.load_run(run)
+    return Sampler(model, process, steps=steps).sample(n, seed=seed)
+
+
+def test_a_grid(run, tmp_path, capsys):
+    out = tmp_path / "new" / "grid.png"
+    assert sample(run, "-n", 5, "--seed", 7, "--out", out) == 0
+    assert f"5 samples: {out}" in capsys.readouterr().out
+    sheet = grid(expected(run, 5, 7))
+    factor = 512 // max(sheet.shape[:2])
+    assert np.array_equal(np.asarray(Image.open(out)), sheet.repeat(factor, 0).repeat(factor, 1))
+    assert [path.name for path in out.parent.iterdir()] == ["grid.png"]
+
+
+def test_an_array_in_batches(run, tmp_path):
+    assert sample(run, "-n", 5, "--seed", 7, "--out", tmp_path / "a.npz", "--batch-size", 2, "--steps", 4) == 0
+    found, right = load(str(tmp_path / "a.npz")), to_uint8(expected(run, 5, 7, steps=4))
+    assert found.shape == right.shape and (found.int() - right.int()).abs().max() <= 1
+
+
+def test_a_folder_of_files(run, tmp_path):
+    assert sample(run, "-n", 3, "--out", tmp_path / "images") == 0
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    right = to_uint8(expected(run, 3, 0)).permute(0, 2, 3, 1).numpy()
+    for i in range(3):
+        found = np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png"))
+        assert np.array_equal(found.reshape(right[i].shape), right[i])
+    assert torch.equal(load(tmp_path / "images"), to_uint8(expected(run, 3, 0)))
+
+
+def test_a_seed_is_always_the_same(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert sample(run, "-n", 2, "--seed", seed, "--out", tmp_path / f"{name}.png") == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_the_process_is_that_of_the_run(run):
+    model, process = runs.load_run(run)
+    assert torch.equal(process.betas, schedules.linear(25)) and not model.training
+    assert (process.prediction, process.variance) == ("eps", "fixed_small")
+
+
+def test_threads(run, tmp_path, monkeypatch):
+    """Those of the run, or of the option; afterwards torch has what it had."""
+    seen, whole = [], Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda *a, **k: (seen.append(torch.get_num_threads()), whole(*a, **k))[1])
+    told = json.loads((run / "config.json").read_text())
+    assert told["threads"] == 1
+    for threads, option in ((None, []), (2, []), (2, ["--threads=3"])):
+        (run / "config.json").write_text(json.dumps({**told, "threads": threads}))
+        assert sample(run, "-n", 1, "--out", tmp_path / "a.png", *option) == 0
+    (run / "config.json").write_text(json.dumps(told))
+    assert seen == [1, 2, 3] and torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("options", [
+    dict(schedule="linear", num_timesteps=30, prediction="v", variance="fixed_large"),
+    dict(schedule="cosine", num_timesteps=10, prediction="x0", variance="fixed_small"),
+])  # fmt: skip
+def test_processes(options):
+    process = runs.make_process(options)
+    expected = GaussianProcess(getattr(schedules, options["schedule"])(options["num_timesteps"]), options["prediction"])
+    assert torch.equal(process.betas, expected.betas) and process.prediction == expected.prediction
+    assert process.variance == options["variance"]
+    with pytest.raises(ValueError, match="schedule must be linear or cosine, got 'cubic'"):
+        runs.make_process({**options, "schedule": "cubic"})
+
+
+def test_the_bar(run, tmp_path, capsys):
+    assert cli.main(["sample", str(run), "-n", "2", "--out", str(tmp_path / "a.png")]) == 0
+    assert "25/25" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, message", [
+    (["-n=0"], "n must be at least 1, got 0"),
+    (["--out=a.jpg"], "out must end in .png or .npz, or be a folder, got 'a.jpg'"),
+    (["--batch-size=0"], "batch_size must be an int of at least 1, got 0"),
+    (["--steps=26"], "steps must be an int in [1, 25], got 26"),
+    (["--seed=18446744073709551616"], "seed must be in [-2**63, 2**64)"),
+    (["--threads=0"], "threads must be at least 1, got 0"),
+    (["--device=abacus"], "device must be one of this machine's"),
+])  # fmt: skip
+def test_refusals(run, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert sample(run, *options) == 2
+    assert capsys.readouterr().err.startswith(f"fastdiff: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_sampling(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Sampler, "sample", None)
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "a.png", tmp_path / "file", tmp_path / "file" / "a.png"):
+        assert sample(run, "--out", out) == 2
+        assert str(out if out.name != "a.png" else tmp_path) in capsys.readouterr().err
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    assert sample(tmp_path) == 2
+    assert "run must be a directory of fastdiff train" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"process": {}}))
+    assert sample(tmp_path) == 2
+    assert "run must have been trained" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    assert sample(tmp_path) == 2
+    assert "path must be a whole safetensors file" in capsys.readouterr().err

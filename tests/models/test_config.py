@@ -1,0 +1,70 @@
+"""UNetConfig: what is refused, and by which name."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fastdiff import UNetConfig
+
+SMALL = dict(image_size=8, channels=8, channel_mult=(1, 2), attention_resolutions=(4,), groups=4)
+
+
+def test_the_defaults_are_ddpms():
+    config = UNetConfig()
+    assert config.widths == (128, 256, 256, 256) and config.resolutions == (32, 16, 8, 4)
+    assert (config.num_res_blocks, config.groups, config.norm_eps) == (2, 32, 1e-6)
+    assert config.attention_resolutions == (16,) and config.out_channels == 3
+
+
+def test_json_gives_the_config_back():
+    config = UNetConfig(**SMALL, in_channels=1, heads=2, dropout=0.25, scale_shift=True)
+    assert UNetConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert set(config.to_dict()) == {field.name for field in dataclasses.fields(UNetConfig)}
+
+
+def test_numbers_of_numpy_become_ints():
+    config = UNetConfig(**{**SMALL, "channels": np.int64(8), "channel_mult": np.array([1, 2])})
+    assert config == UNetConfig(**SMALL)
+    assert type(config.channels) is int and all(type(mult) is int for mult in config.channel_mult)
+
+
+def test_heads():
+    assert UNetConfig().heads_of(256) == 1
+    assert UNetConfig(heads=4).heads_of(256) == 4
+    assert UNetConfig(head_channels=64).heads_of(256) == 4
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        UNetConfig().channels = 1
+
+
+@pytest.mark.parametrize("options, kind, message", [
+    ({"image_size": 31}, ValueError, "image_size must be divisible by 2 for 2 levels, got 31"),
+    ({"image_size": 0}, ValueError, "image_size must be a positive int, got 0"),
+    ({"image_size": 8.0}, TypeError, r"image_size must be a positive int, got 8\.0"),
+    ({"in_channels": True}, ValueError, "in_channels must be a positive int, got True"),
+    ({"out_channels": 0}, ValueError, "out_channels must be a positive int, got 0"),
+    ({"channels": 6}, ValueError, "groups must divide the channels of every level, 6 here, got 4"),
+    ({"channels": 2, "groups": 1}, ValueError, "channels must be even and at least 4, got 2"),
+    ({"channels": 9, "groups": 9}, ValueError, "channels must be even and at least 4, got 9"),
+    ({"channel_mult": ()}, ValueError, r"channel_mult must have at least one entry, got \(\)"),
+    ({"channel_mult": (1, 0)}, ValueError, "channel_mult must be a positive int, got 0"),
+    ({"channel_mult": 2}, TypeError, "channel_mult must be a sequence of positive ints, got 2"),
+    ({"channel_mult": "12"}, TypeError, "channel_mult must be a sequence of positive ints, got '12'"),
+    ({"num_res_blocks": 0}, ValueError, "num_res_blocks must be a positive int, got 0"),
+    ({"attention_resolutions": (2,)}, ValueError, "attention_resolutions must be among 8, 4, got 2"),
+    ({"heads": 3}, ValueError, "heads must divide 16 channels, got 3"),
+    ({"head_channels": 32}, ValueError, "head_channels must divide 16 channels, got 32"),
+    ({"heads": 2, "head_channels": 4}, ValueError, "head_channels must be None where heads is given, got 4"),
+    ({"dropout": 1}, ValueError, r"dropout must be in \[0, 1\), got 1"),
+    ({"dropout": float("nan")}, ValueError, r"dropout must be in \[0, 1\), got nan"),
+    ({"dropout": "0.1"}, ValueError, r"dropout must be in \[0, 1\), got '0.1'"),
+    ({"norm_eps": 0.0}, ValueError, r"norm_eps must be in \(0, 1\), got 0\.0"),
+    ({"scale_shift": 1}, TypeError, "scale_shift must be a bool, got 1"),
+])  # fmt: skip
+def test_refusals(options, kind, message):
+    with pytest.raises(kind, match=message):
+        UNetConfig(**{**SMALL, **options})

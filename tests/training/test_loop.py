@@ -1,0 +1,345 @@
+"""The loop: what a step computes, what a run leaves, and that a resumed run has the bits of an uninterrupted one."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from fastdiff import GaussianProcess, load_unet, ops, schedules
+from fastdiff.training import EMA, Interrupted, TrainConfig, train
+from fastdiff.training.interrupt import interrupts
+from fastdiff.training.loop import Run, lr_factor
+
+QUICK = dict(batch_size=6, lr=1e-2, warmup=2, log_every=5, tensorboard=False)
+
+
+def config(**options):
+    return TrainConfig(**{**QUICK, "steps": 12, "checkpoint_every": 5, "sample_every": 0, **options})
+
+
+def run(model, process, images, out, configuration=None, **options):
+    return train(model, process, images, out, configuration or config(), progress=False, **options)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def states_equal(a, b):
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+# ---- What a step computes ----
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_batch(make_model, images, tmp_path, prediction, flip):
+    """x_t = alpha x_0 + sigma noise and the target, by hand from the same draws."""
+    process = GaussianProcess(schedules.linear(100), prediction=prediction)
+    run = Run(make_model(), process, images, tmp_path / "a", config(flip=flip, batch_size=40), {}, False)
+    x_t, t, target = run._batch()
+    rng, ids = ops.rng.make_rng(0, 0), torch.arange(40)
+    coins = ops.reference.words(1, rng, ids, ops.rng.FLIPS)[0, :, 0] >= 2**31
+    x = (images[run.batches.positions(0)].double() / 127.5) - 1
+    if flip:
+        x = torch.where(coins.view(-1, 1, 1, 1), x.flip(-1), x)
+        assert 8 < coins.sum() < 32
+    noise = ops.normal((40, 1, 4, 4), rng, ids, stream=ops.rng.TRAINING).double()
+    alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (process.alpha, process.sigma))
+    torch.testing.assert_close(x_t.double(), alpha * x + sigma * noise, rtol=0, atol=1e-6)
+    expected = {"eps": noise, "x0": x, "v": alpha * noise - sigma * x}[prediction]
+    torch.testing.assert_close(target.double(), expected, rtol=0, atol=1e-6)
+    run.metrics.close()
+
+
+def test_steps_are_adam_on_the_squared_error(make_model, process, images, tmp_path):
+    """Three steps by torch's ordinary Adam, clipping and averaging."""
+    model, other = make_model(), make_model()
+    run = Run(model, process, images, tmp_path / "a", config(grad_clip=0.5), {}, False)
+    optimizer, ema = torch.optim.Adam(other.parameters(), lr=1e-2), EMA(other, 0.999)
+    for step in range(3):
+        x_t, t, target = run._batch()
+        run.train_step()
+        optimizer.zero_grad()
+        (other(x_t, t) - target).square().mean().backward()
+        norm = sum(p.grad.double().square().sum() for p in other.parameters()).sqrt().item()
+        assert run._norms[-1].item() == pytest.approx(norm, rel=1e-4)
+        for parameter in other.parameters():
+            parameter.grad *= min(1.0, 0.5 / norm)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1.0, (step + 1) / 2)
+        optimizer.step()
+        ema.update(other)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(run.ema.average[name], ema.average[name], rtol=1e-3, atol=1e-5)
+    run.metrics.close()
+
+
+COSINE_AT_4 = 0.2 + 0.8 * (1 + math.cos(math.pi * 4 / 50)) / 2
+
+
+@pytest.mark.parametrize("step, expected", [(0, 0.1), (4, 0.5 * COSINE_AT_4), (25, 0.6), (50, 0.2), (80, 0.2)])
+def test_learning_rate(step, expected):
+    """Ten steps of warm-up times a cosine from 1 to 0.2; at 50 of 50 steps and after, its end."""
+    assert lr_factor(step, TrainConfig(steps=50, warmup=10, decay_to=0.2)) == pytest.approx(expected)
+
+
+def test_constant_learning_rate():
+    assert {lr_factor(step, TrainConfig(steps=50, warmup=0)) for step in range(60)} == {1.0}
+
+
+def test_it_learns(make_model, process, images, tmp_path):
+    model = run(make_model(), process, images, tmp_path / "a", config(steps=150, batch_size=20, log_every=30))
+    losses = [line["loss"] for line in lines(tmp_path / "a")]
+    assert losses[0] > 0.6 and losses[-1] < 0.7 * losses[0]
+    assert not model.training
+
+
+# ---- What a run leaves ----
+
+
+def test_files_of_a_run(make_model, process, images, tmp_path):
+    drawn = []
+
+    def draw(model, step):
+        assert states_equal(model, load_unet(out / "model.safetensors"))
+        drawn.append(step)
+        return torch.zeros(8, 8, dtype=torch.uint8).numpy()
+
+    out = tmp_path / "runs" / "a"
+    settings = {"process": {"schedule": "linear"}, "model": {"channel_mult": (1, 2)}}
+    options = config(sample_every=10, tensorboard=True)
+    model = run(make_model(), process, images, out, options, settings=settings, draw=draw)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors", "tensorboard",
+    ]  # fmt: skip
+    assert drawn == [10, 12]
+    assert [line["step"] for line in lines(out)] == [5, 10, 12]
+    assert all(line.keys() == {"step", "loss", "lr", "gradient_norm", "images_per_s"} for line in lines(out))
+    told = json.loads((out / "config.json").read_text())
+    assert told["steps"] == 12 and told["model"] == {"channel_mult": [1, 2]}
+    assert told["images"]["shape"] == [20, 1, 4, 4]
+    assert states_equal(model, load_unet(out / "model.safetensors"))
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 12 and not torch.equal(checkpoint["model"]["conv_in.bias"], model.conv_in.bias)
+
+
+def test_the_bar_shows_loss_speed_and_time_left(make_model, process, images, tmp_path, capsys):
+    train(make_model(), process, images, tmp_path / "a", config())
+    bar = capsys.readouterr().err.split("\r")[-1]
+    assert "12/12" in bar and "loss=" in bar and "step/s" in bar and "<00:00" in bar
+
+
+def test_torchs_generator_is_left_as_it_was(make_model, process, images, tmp_path):
+    model = make_model()
+    torch.manual_seed(5)
+    run(model, process, images, tmp_path / "a")
+    found = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(found, torch.rand(3))
+
+
+def test_any_module_trains(process, images, tmp_path):
+    """Not square, no save, no memory format."""
+
+    class Net(torch.nn.Conv2d):
+        def forward(self, x, t):
+            assert x.is_contiguous() and t.dtype is torch.int64
+            return super().forward(x)
+
+    run(Net(1, 1, 1), process, images[..., :3], tmp_path / "a")
+    assert not (tmp_path / "a" / "model.safetensors").exists() and (tmp_path / "a" / "checkpoint.pt").exists()
+
+
+# ---- Resuming ----
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(model, stop):
+    """The model, whose run ends without a word after `stop` steps."""
+    calls = []
+
+    def count(*_):
+        calls.append(1)
+        if len(calls) > stop:
+            raise Killed
+
+    model.register_forward_pre_hook(count)
+    return model
+
+
+@pytest.mark.parametrize("stop", [5, 7])
+def test_a_resumed_run_has_the_same_bits(make_model, process, images, tmp_path, stop):
+    """With dropout, flips and a falling learning rate; stopped at a checkpoint, or killed two steps after one."""
+    options = config(flip=True, decay_to=0.1, steps=15, log_every=1)
+    whole = run(make_model(dropout=0.3), process, images, tmp_path / "whole", options)
+
+    with pytest.raises(Killed):
+        run(killed_at(make_model(dropout=0.3), stop), process, images, tmp_path / "halves", options)
+    resumed = run(make_model(7, dropout=0.3), process, images, tmp_path / "halves", options, resume=True)
+    assert states_equal(resumed, whole)
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "halves"))
+    assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+    timeless = [[{**line, "images_per_s": 0} for line in lines(tmp_path / name)] for name in ("whole", "halves")]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 15
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_begins_again(make_model, process, images, tmp_path):
+    whole = run(make_model(), process, images, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(killed_at(make_model(), 3), process, images, tmp_path / "cut")
+    assert states_equal(run(make_model(), process, images, tmp_path / "cut", resume=True), whole)
+
+
+def test_a_finished_run_can_go_further(make_model, process, images, tmp_path):
+    run(make_model(), process, images, tmp_path / "a", config(steps=6))
+    assert run(make_model(1), process, images, tmp_path / "a", config(steps=6), resume=True) is not None
+    further = run(make_model(1), process, images, tmp_path / "a", config(steps=12), resume=True)
+    assert states_equal(further, run(make_model(), process, images, tmp_path / "b"))
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["steps"] == 12
+
+
+def test_a_damaged_checkpoint_is_refused(make_model, process, images, tmp_path):
+    run(make_model(), process, images, tmp_path / "a")
+    (tmp_path / "a" / "checkpoint.pt").write_bytes(b"damaged")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(ValueError, match="resume must find a whole checkpoint of this run"):
+        run(make_model(), process, images, tmp_path / "a", config(steps=20), resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"config": config(lr=0.5)}, r"lr must be as in the run to resume, 0\.01, got 0\.5"),
+    ({"config": config(flip=True)}, "flip must be as in the run to resume, False, got True"),
+    ({"settings": {"model": 2}}, "model must be as in the run to resume, 1, got 2"),
+    ({"images": torch.zeros(20, 1, 4, 4, dtype=torch.uint8)}, "images must be as in the run to resume, .* got "),
+])  # fmt: skip
+def test_another_run_is_refused(make_model, process, images, tmp_path, options, message):
+    run(make_model(), process, images, tmp_path / "a", settings={"model": 1})
+    before = (tmp_path / "a" / "config.json").read_text()
+    given = {"images": images, "config": config(), "settings": {"model": 1}, **options}
+    with pytest.raises(ValueError, match=message):
+        train(make_model(), process, out=tmp_path / "a", resume=True, progress=False, **given)
+    assert (tmp_path / "a" / "config.json").read_text() == before
+
+
+# ---- Ctrl-C ----
+
+
+def test_ctrl_c_saves_and_stops(make_model, process, images, tmp_path):
+    """Pressed within step 8: the step is finished, and the run goes on as if nothing had happened."""
+    calls = []
+
+    def press(*_):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    model = make_model()
+    model.register_forward_pre_hook(press)
+    with pytest.raises(Interrupted):
+        run(model, process, images, tmp_path / "a")
+    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["step"] == 8
+    assert [line["step"] for line in lines(tmp_path / "a")] == [5, 8]
+    resumed = run(make_model(1), process, images, tmp_path / "a", resume=True)
+    assert [line["step"] for line in lines(tmp_path / "a")] == [5, 8, 10, 12]
+    assert states_equal(resumed, run(make_model(), process, images, tmp_path / "b"))
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("not interrupted")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# ---- Refusals, before anything is written ----
+
+
+@pytest.mark.parametrize("options, kind, message", [
+    ({"images": torch.zeros(2, 1, 4, 4)}, TypeError, "images must be a uint8 tensor, got torch.float32"),
+    ({"images": [1]}, TypeError, "images must be a uint8 tensor, got list"),
+    ({"images": torch.zeros(0, 1, 4, 4, dtype=torch.uint8)}, ValueError, r"images must have shape \[N, C, H, W\] with"),
+    ({"images": torch.zeros(2, 4, 4, dtype=torch.uint8)}, ValueError, r"with N at least 1, got \[2, 4, 4\]"),
+    ({"resume": True}, FileNotFoundError, r"out must be a directory of fastdiff train, got '.*a' without config\.json"),
+])  # fmt: skip
+def test_refusals(make_model, process, images, tmp_path, options, kind, message):
+    with pytest.raises(kind, match=message):
+        run(make_model(), process, **{"images": images, "out": tmp_path / "a", **options})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_a_used_place_is_refused(make_model, process, images, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out must be a new or empty directory, got '.*' "):
+        run(make_model(), process, images, tmp_path / name)
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "folder"}
+
+
+def test_a_model_of_another_shape(process, images, tmp_path):
+    class Net(torch.nn.Conv2d):
+        def forward(self, x, t):
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match=r"model must return a tensor of shape \[6, 1, 4, 4\], got \[6, 2, 4, 4\]"):
+        run(Net(1, 2, 1), process, images, tmp_path / "a")
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(make_model, process, images, tmp_path):
+    calls = []
+
+    def spoil(module, arguments, output):
+        calls.append(1)
+        return output * (math.nan if len(calls) > 7 else 1)
+
+    model = make_model()
+    model.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="loss must stay finite, got nan before step 10: lower lr"):
+        run(model, process, images, tmp_path / "a", config(log_every=50))
+    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 5 and all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("option, value, message", [
+    ("steps", 0, "steps must be a positive int, got 0"),
+    ("steps", True, "steps must be a positive int, got True"),
+    ("batch_size", 2.5, r"batch_size must be a positive int, got 2\.5"),
+    ("log_every", 0, "log_every must be a positive int, got 0"),
+    ("checkpoint_every", -1, "checkpoint_every must be a positive int, got -1"),
+    ("sample_every", -1, "sample_every must be an int of at least 0, got -1"),
+    ("warmup", -1, "warmup must be an int of at least 0, got -1"),
+    ("lr", 0.0, r"lr must be positive and finite, got 0\.0"),
+    ("lr", math.nan, "lr must be positive and finite, got nan"),
+    ("grad_clip", math.inf, "grad_clip must be positive and finite, got inf"),
+    ("decay_to", 1.5, r"decay_to must be in \[0, 1\], got 1\.5"),
+    ("ema_decay", 1.0, r"ema_decay must be in \[0, 1\), got 1\.0"),
+    ("seed", 2**64, r"seed must be an int in \[-2\*\*63, 2\*\*64\), got 18446744073709551616"),
+    ("flip", 1, "flip must be a bool, got 1"),
+    ("precision", "fp16", "precision must be auto, fp32 or bf16, got 'fp16'"),
+])  # fmt: skip
+def test_bad_options(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{option: value})
+
+
+def test_bf16_trains(make_model, process, images, tmp_path):
+    dtypes = []
+    model = make_model()
+    model.conv_out.register_forward_hook(lambda module, arguments, output: dtypes.append(output.dtype))
+    run(model, process, images, tmp_path / "a", config(steps=2, precision="bf16"))
+    assert dtypes == [torch.bfloat16] * 2 and model.conv_out.weight.dtype is torch.float32
