@@ -5,25 +5,27 @@ namespace fastdiff {
 namespace cuda {
 namespace {
 
-template <class T, bool kVector>
+template <class T, int kAccess>
 __global__ void __launch_bounds__(kBlock) normal_kernel(const NormalParams p, const Walk walk, const Strides strides) {
-  const Quad q = find_quad<kVector>(walk);
+  const Quad q = find_quad<kAccess>(walk, strides);
   if (q.b >= walk.B || q.count == 0) return;
   float noise[kQuad];
-  draw_quad(p.rng, p.sample_ids, p.stream, q, noise);
-  store_quad<kVector, T>(p.out, strides, q, noise);
+  draw_quad<kAccess>(p.rng, p.sample_ids, p.stream, q, noise);
+  store_quad<kAccess, T>(p.out, strides, q, noise);
 }
 
 }  // namespace
 
 Status normal(const NormalParams& p, Place place) {
   const Walk walk = make_walk(p.B, p.C, p.S, p.layout);
-  const bool vector = has_vectors(p.out, p.dtype, p.layout, walk);
+  const Access access = access_of(walk, {{p.out, p.dtype, p.layout}});
   return dispatch(p.dtype, [&](auto type) {
     typedef typename decltype(type)::Is T;
     if (p.B * walk.quads == 0) return Status{};
-    const auto kernel = vector ? normal_kernel<T, true> : normal_kernel<T, false>;
-    return launch(kernel, grid_of(walk), kBlock, 0, place, p, walk, make_strides(p.layout, p.C, p.S));
+    const auto kernel =
+        kernel_of(access, normal_kernel<T, kElements>, normal_kernel<T, kVectors>, normal_kernel<T, kTiles>);
+    const Strides strides = make_strides(p.layout, p.C, p.S);
+    return launch(kernel, grid_of(walk, access), block_of(walk, access), 0, place, p, walk, strides);
   });
 }
 

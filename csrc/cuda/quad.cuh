@@ -1,15 +1,19 @@
 // Quads: four consecutive logical elements of a sample, what one thread handles and one Philox block draws.
 //
-// A warp keeps to one sample, so whatever depends on the sample alone is uniform over it. kVector: every tensor is
-// contiguous and aligned, its quads are read and written whole; otherwise element by element, to the same bits.
+// A warp keeps to one sample, and with tiles a block, so whatever depends on the sample alone is uniform over it.
 #pragma once
+#include <initializer_list>
+
 #include "../philox.h"
-#include "common.cuh"
+#include "tile.cuh"
 
 namespace fastdiff {
 namespace cuda {
 
-constexpr int kQuad = 4, kBlock = 256, kWarpsPerBlock = kBlock / kWarp;
+// How a kernel reaches its tensors, to the same bits. kVectors: each is contiguous and aligned, its quads are read and
+// written whole. kTiles: each is aligned, a thread reads and writes four consecutive elements of it, and the block
+// exchanges them where they are not those that the thread computes. kElements: one by one.
+enum Access { kElements, kVectors, kTiles };
 
 FD_DEVICE int64_t divide(int64_t n, int64_t d) {
   return (n | d) >> 32 ? n / d : int64_t(uint32_t(n) / uint32_t(d));
@@ -20,58 +24,104 @@ struct Walk {
   int64_t B, C, S;
   int64_t quads, warps;   // of a sample
   int32_t by_pixel;       // neighbouring threads take neighbouring channels, not pixels; S is a multiple of kQuad
-};
-
-// Elements from one sample, channel, pixel to the next.
-struct Strides {
-  int64_t sample, channel, pixel;
+  int32_t tile_quads;     // of pixels, in a tile; 0: there can be none
+  uint32_t tiles;         // of a sample
 };
 
 struct Quad {
-  int64_t b, first;       // sample, logical index in it
-  int64_t c, s;           // of the first element; not set for a vector kernel
+  int64_t b, first;       // sample, logical index in it; kTiles: in the order of planes
+  int64_t c, s;           // of the first element; kElements alone
   int64_t S;
-  int count;              // elements that exist
+  int count;              // elements that exist; kTiles: kQuad, since no thread may leave
+  Tile tile;              // kTiles alone
 };
+
+// The largest tiles that a block holds, or one for the sample.
+static inline void cut_tiles(Walk& walk) {
+  if (walk.S % kQuad != 0 || walk.C == 0 || walk.C > kTileChannels) return;
+  const int64_t warps = (walk.S / kQuad + kWarp - 1) / kWarp, most = kTileChannels / walk.C;
+  const int64_t quads = (warps < most ? warps : most) * kWarp, tiles = (walk.S / kQuad + quads - 1) / quads;
+  if (walk.B * tiles >= int64_t(1) << 31) return;
+  walk.tile_quads = int32_t(quads);
+  walk.tiles = uint32_t(tiles);
+}
 
 static inline Walk make_walk(int64_t B, int64_t C, int64_t S, int32_t layout) {
   const int64_t quads = (C * S + kQuad - 1) / kQuad;
-  return {B, C, S, quads, (quads + kWarp - 1) / kWarp, layout == kChannelsLast && S % kQuad == 0};
+  Walk walk = {B, C, S, quads, (quads + kWarp - 1) / kWarp, layout == kChannelsLast && S % kQuad == 0, 0, 0};
+  cut_tiles(walk);
+  return walk;
 }
 
 // One thread a quad. A grid of 2^31 blocks would take more elements than a device holds samples of full warps.
-static inline dim3 grid_of(const Walk& walk) {
+static inline dim3 grid_of(const Walk& walk, Access access) {
+  if (access == kTiles) return dim3(static_cast<unsigned>(walk.B * walk.tiles));
   return dim3(static_cast<unsigned>((walk.B * walk.warps + kWarpsPerBlock - 1) / kWarpsPerBlock));
 }
 
-static inline Strides make_strides(int32_t layout, int64_t C, int64_t S) {
-  return layout == kChannelsLast ? Strides{C * S, 1, C} : Strides{C * S, S, 1};
+static inline dim3 block_of(const Walk& walk, Access access) {
+  return dim3(static_cast<unsigned>(access == kTiles ? walk.tile_quads * walk.C : kBlock));
 }
 
-// Whether the quads of a tensor are vectors: NULL is never read.
-static inline bool has_vectors(const void* data, int32_t dtype, int32_t layout, const Walk& walk) {
-  if (!data) return true;
-  const bool contiguous = layout == kChannelsFirst || walk.S == 1;
-  return contiguous && walk.C * walk.S % kQuad == 0 && reinterpret_cast<uintptr_t>(data) % (kQuad * dtype_size(dtype)) == 0;
+// A tensor that a kernel reaches; NULL: it does not.
+struct Operand {
+  const void* data;
+  int32_t dtype, layout;
+};
+
+static inline Access access_of(const Walk& walk, std::initializer_list<Operand> operands) {
+  bool contiguous = true;
+  for (const Operand& each : operands) {
+    if (!each.data) continue;
+    if (reinterpret_cast<uintptr_t>(each.data) % (kQuad * dtype_size(each.dtype)) != 0) return kElements;
+    contiguous = contiguous && (each.layout == kChannelsFirst || walk.S == 1);
+  }
+  if (contiguous) return walk.C * walk.S % kQuad == 0 ? kVectors : kElements;
+  return walk.tile_quads ? kTiles : kElements;
+}
+
+template <class Kernel>
+static Kernel kernel_of(Access access, Kernel elements, Kernel vectors, Kernel tiles) {
+  return access == kVectors ? vectors : access == kTiles ? tiles : elements;
+}
+
+// home: the strides of the tensor in whose order the kernel computes.
+FD_DEVICE Quad find_tile(const Walk& walk, const Strides& home) {
+  const uint32_t b = blockIdx.x / walk.tiles, thread = threadIdx.x;
+  const int pixels = walk.tile_quads * kQuad;
+  Quad q{};
+  q.b = b;
+  q.S = walk.S;
+  Tile& tile = q.tile;
+  tile.first = int64_t(blockIdx.x - b * walk.tiles) * pixels;
+  tile.pixels = walk.S - tile.first < pixels ? int(walk.S - tile.first) : pixels;
+  tile.C = int(walk.C);
+  tile.c = int(thread / uint32_t(walk.tile_quads));
+  tile.s = int(thread - uint32_t(tile.c * walk.tile_quads)) * kQuad;
+  tile.runs = has_runs(home);
+  q.first = tile.c * walk.S + tile.first + tile.s;
+  q.count = kQuad;
+  return q;
 }
 
 // This thread's quad: b = B past the end, count = 0 past the sample's.
-template <bool kVector>
-FD_DEVICE Quad find_quad(const Walk& walk) {
+template <int kAccess>
+FD_DEVICE Quad find_quad(const Walk& walk, const Strides& home) {
+  if (kAccess == kTiles) return find_tile(walk, home);
   const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   Quad q{};
   q.S = walk.S;
   q.b = divide(warp, walk.warps);
   const int64_t index = (warp - q.b * walk.warps) * kWarp + threadIdx.x % kWarp;
   if (index >= walk.quads) return q;
-  if (!kVector && walk.by_pixel) {
+  if (kAccess == kElements && walk.by_pixel) {
     q.s = divide(index, walk.C);
     q.c = index - q.s * walk.C;
     q.s *= kQuad;
     q.first = q.c * walk.S + q.s;
   } else {
     q.first = index * kQuad;
-    if (!kVector) {
+    if (kAccess == kElements) {
       q.c = divide(q.first, walk.S);
       q.s = q.first - q.c * walk.S;
     }
@@ -101,19 +151,21 @@ FD_DEVICE int64_t vector_offset(const Strides& strides, const Quad& q) {
   return q.b * strides.sample + (strides.channel ? q.first : q.first - divide(q.first, q.S) * q.S);
 }
 
-template <bool kVector, class T>
+template <int kAccess, class T>
 FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[kQuad]) {
   const T* const p = static_cast<const T*>(data);
-  if (kVector) return load_floats(p + vector_offset(strides, q), v);
+  if (kAccess == kTiles) return load_tile(q.tile, p + q.b * strides.sample, strides, v);
+  if (kAccess == kVectors) return load_floats(p + vector_offset(strides, q), v);
   const Offsets offsets = offsets_of(strides, q);
   FD_UNROLL
   for (int j = 0; j < kQuad; ++j) v[j] = j < q.count ? widen(load(p + offsets.at[j])) : 0.0f;
 }
 
-template <bool kVector, class T>
+template <int kAccess, class T>
 FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[kQuad]) {
   T* const p = static_cast<T*>(data);
-  if (kVector) return store_floats(p + vector_offset(strides, q), v);
+  if (kAccess == kTiles) return store_tile(q.tile, p + q.b * strides.sample, strides, v);
+  if (kAccess == kVectors) return store_floats(p + vector_offset(strides, q), v);
   const Offsets offsets = offsets_of(strides, q);
   FD_UNROLL
   for (int j = 0; j < kQuad; ++j) {
@@ -124,25 +176,27 @@ FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, con
 }
 
 // The same with a dtype that the kernel was not compiled for: f32, f16 or bf16.
-template <bool kVector>
+template <int kAccess>
 FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[kQuad]) {
-  if (dtype == kF32) load_quad<kVector, float>(data, strides, q, v);
-  else if (dtype == kF16) load_quad<kVector, half_t>(data, strides, q, v);
-  else load_quad<kVector, bfloat16_t>(data, strides, q, v);
+  if (dtype == kF32) load_quad<kAccess, float>(data, strides, q, v);
+  else if (dtype == kF16) load_quad<kAccess, half_t>(data, strides, q, v);
+  else load_quad<kAccess, bfloat16_t>(data, strides, q, v);
 }
 
-template <bool kVector>
+template <int kAccess>
 FD_DEVICE void store_quad(int32_t dtype, void* data, const Strides& strides, const Quad& q, const float (&v)[kQuad]) {
-  if (dtype == kF32) store_quad<kVector, float>(data, strides, q, v);
-  else if (dtype == kF16) store_quad<kVector, half_t>(data, strides, q, v);
-  else store_quad<kVector, bfloat16_t>(data, strides, q, v);
+  if (dtype == kF32) store_quad<kAccess, float>(data, strides, q, v);
+  else if (dtype == kF16) store_quad<kAccess, half_t>(data, strides, q, v);
+  else store_quad<kAccess, bfloat16_t>(data, strides, q, v);
 }
 
 // The quad's normals.
+template <int kAccess>
 FD_DEVICE void draw_quad(const int64_t* rng, const int64_t* sample_ids, uint32_t stream, const Quad& q,
                          float (&v)[kQuad]) {
   const NoiseKey key = {uint32_t(load(sample_ids + q.b)), uint32_t(load(rng + 1)), stream, uint64_t(load(rng))};
   normals(key, uint32_t(q.first / kQuad), v);
+  if (kAccess == kTiles && q.tile.runs) exchange(q.tile, false, v);
 }
 
 }  // namespace cuda

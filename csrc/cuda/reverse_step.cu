@@ -55,7 +55,7 @@ FD_DEVICE bool read_row(const ReverseStepParams& p, int64_t b, Current& now) {
   return !lacks_input(p, now);
 }
 
-template <class T, bool kVector>
+template <class T, int kAccess>
 struct Step {
   const ReverseStep& a;
   const Quad& q;
@@ -63,7 +63,7 @@ struct Step {
 
   FD_MEMBER bool has(uint32_t terms) const { return now.terms & terms; }
 
-  FD_MEMBER void load_state(const void* data, float (&v)[kQuad]) const { load_quad<kVector, T>(data, a.state, q, v); }
+  FD_MEMBER void load_state(const void* data, float (&v)[kQuad]) const { load_quad<kAccess, T>(data, a.state, q, v); }
 
   FD_MEMBER T* history(int slot) const { return static_cast<T*>(a.p.history) + slot * a.walk.B * a.walk.C * a.walk.S; }
 
@@ -76,37 +76,54 @@ struct Step {
     for (int j = 0; j < kQuad; ++j) in[j].*kMember = v[j];
   }
 
-  // The network's output of a sample b, from first_channel on.
-  FD_MEMBER void load_model(int64_t b, int64_t first_channel, float (&v)[kQuad]) const {
+  FD_MEMBER int64_t conditional() const { return a.p.guided ? q.b + a.walk.B : q.b; }
+
+  // Whether the output's two halves lie side by side, and are loaded as a pair.
+  FD_MEMBER bool has_pairs() const { return kAccess == kTiles && a.p.learned && has_runs(a.model); }
+
+  FD_MEMBER void load_model_pair(int64_t b) const {
+    const int64_t sample = b * a.model.sample;
+    const void* const data = a.p.model_output;
+    if (a.p.model_dtype == kF32) load_pair(q.tile, static_cast<const float*>(data) + sample);
+    else if (a.p.model_dtype == kF16) load_pair(q.tile, static_cast<const half_t*>(data) + sample);
+    else load_pair(q.tile, static_cast<const bfloat16_t*>(data) + sample);
+  }
+
+  // The network's output of a sample b, from first_channel on. loaded: the last call was for this b as well.
+  FD_MEMBER void load_model(int64_t b, int64_t first_channel, bool loaded, float (&v)[kQuad]) const {
+    if (has_pairs()) {
+      if (!loaded) load_model_pair(b);
+      return take_half(q.tile, int(first_channel), v);
+    }
     Quad there = q;
     there.b = b;
     const int64_t skipped = first_channel * a.model.channel * dtype_size(a.p.model_dtype);
-    load_quad<kVector>(a.p.model_dtype, static_cast<const char*>(a.p.model_output) + skipped, a.model, there, v);
+    load_quad<kAccess>(a.p.model_dtype, static_cast<const char*>(a.p.model_output) + skipped, a.model, there, v);
   }
 
-  FD_MEMBER int64_t conditional() const { return a.p.guided ? q.b + a.walk.B : q.b; }
+  FD_MEMBER uint32_t guidance() const { return a.p.guided ? now.terms & terms_of(kW) : 0; }
 
   // gain * (m_uncond + w (m_cond - m_uncond)).
   FD_MEMBER void read_model(Inputs& in) const {
-    const uint32_t guidance = a.p.guided ? now.terms & terms_of(kW) : 0;
+    const uint32_t guided = guidance();
     const float gain = a.p.gain ? load(a.p.gain + q.b) : 1.0f;
     float uncond[kQuad], cond[kQuad] = {};
-    load_model(q.b, 0, uncond);
-    if (guidance) load_model(conditional(), 0, cond);
+    load_model(q.b, 0, false, uncond);
+    if (guided) load_model(conditional(), 0, false, cond);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) in[j].m = guide(uncond[j], cond[j], now.row, guidance, gain);
+    for (int j = 0; j < kQuad; ++j) in[j].m = guide(uncond[j], cond[j], now.row, guided, gain);
   }
 
   FD_MEMBER void read_variance(Inputs& in) const {
     float v[kQuad];
-    load_model(conditional(), a.walk.C, v);
+    load_model(conditional(), a.walk.C, has(kReadsModel) && (guidance() || !a.p.guided), v);
     FD_UNROLL
     for (int j = 0; j < kQuad; ++j) in[j].v = v[j];
   }
 
   FD_MEMBER void noise(const void* given, uint32_t stream, float (&v)[kQuad]) const {
     if (given) load_state(given, v);
-    else draw_quad(a.p.rng, a.p.sample_ids, stream, q, v);
+    else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, stream, q, v);
   }
 
   FD_MEMBER void read(Inputs& in) const {
@@ -127,7 +144,7 @@ struct Step {
   // y = mask * y + (1 - mask)(k_0 known + k_n known_noise).
   FD_MEMBER void blend_known(float (&y)[kQuad]) const {
     float mask[kQuad], known[kQuad] = {}, drawn[kQuad] = {};
-    load_quad<kVector, T>(a.p.mask, a.mask, q, mask);
+    load_quad<kAccess, T>(a.p.mask, a.mask, q, mask);
     if (has(terms_of(kK0))) load_state(a.p.known, known);
     if (has(terms_of(kKN))) noise(a.p.known_noise, kKnown, drawn);
     FD_UNROLL
@@ -148,7 +165,7 @@ struct Step {
       kept[j] = pushed(in[j], x0, now.row, now.terms);
     }
     const float slot = now.row.at[kWrite];
-    if (slot >= 0) store_quad<kVector, T>(history(int(slot)), a.state, q, kept);
+    if (slot >= 0) store_quad<kAccess, T>(history(int(slot)), a.state, q, kept);
     if (a.p.mask) blend_known(y);
   }
 
@@ -161,23 +178,24 @@ struct Step {
     for (int j = 0; j < kQuad; ++j) scaled[j] = y[j] * c_in;
     Quad there = q;
     for (int copy = 0; copy < a.p.input_copies; ++copy, there.b += a.walk.B)
-      store_quad<kVector>(a.p.input_dtype, a.p.model_input, a.input, there, scaled);
+      store_quad<kAccess>(a.p.input_dtype, a.p.model_input, a.input, there, scaled);
   }
 };
 
-template <class T, bool kVector>
-__global__ void __launch_bounds__(kBlock) reverse_step_kernel(const ReverseStep a) {
-  const Quad q = find_quad<kVector>(a.walk);
+// As many blocks to a multiprocessor as there are registers for: left to itself, the compiler spills for more.
+template <class T, int kAccess>
+__global__ void __launch_bounds__(kBlock, kAccess == kElements ? 2 : 3) reverse_step_kernel(const ReverseStep a) {
+  const Quad q = find_quad<kAccess>(a.walk, a.state);
   if (q.b >= a.walk.B) return;
   Current now;
   const bool taken = read_row(a.p, q.b, now);
   if (q.count == 0) return;
-  const Step<T, kVector> step{a, q, now};
+  const Step<T, kAccess> step{a, q, now};
   float y[kQuad];
   FD_UNROLL
   for (int j = 0; j < kQuad; ++j) y[j] = nanf("");
   if (taken) step.advance(y);
-  store_quad<kVector, T>(a.p.out, a.state, q, y);
+  store_quad<kAccess, T>(a.p.out, a.state, q, y);
   if (a.p.model_input) step.write_input(y);
 }
 
@@ -188,13 +206,13 @@ Strides mask_strides(const ReverseStepParams& p) {
   return strides;
 }
 
-bool has_vectors(const ReverseStepParams& p, const Walk& walk) {
-  for (const void* data : {p.x, static_cast<const void*>(p.out), p.noise, p.extra, p.known, p.known_noise, p.mask,
-                           static_cast<const void*>(p.history)})
-    if (!has_vectors(data, p.state_dtype, p.state_layout, walk)) return false;
-  if (p.mask && p.mask_C != p.C && p.S % kQuad != 0) return false;
-  return has_vectors(p.model_output, p.model_dtype, p.model_layout, walk) &&
-         has_vectors(p.model_input, p.input_dtype, p.input_layout, walk);
+Access access_of(const ReverseStepParams& p, const Walk& walk) {
+  if (p.mask && p.mask_C != p.C && p.S % kQuad != 0) return kElements;
+  const auto state = [&](const void* data) { return Operand{data, p.state_dtype, p.state_layout}; };
+  return access_of(walk, {state(p.x), state(p.out), state(p.noise), state(p.extra), state(p.known),
+                          state(p.known_noise), state(p.mask), state(p.history),
+                          {p.model_output, p.model_dtype, p.model_layout},
+                          {p.model_input, p.input_dtype, p.input_layout}});
 }
 
 }  // namespace
@@ -205,11 +223,13 @@ Status reverse_step(const ReverseStepParams& p, Place place) {
   const ReverseStep arguments = {p, make_walk(p.B, p.C, p.S, p.state_layout), make_strides(p.state_layout, p.C, p.S),
                                  make_strides(p.model_layout, p.learned ? 2 * p.C : p.C, p.S),
                                  make_strides(p.input_layout, p.C, p.S), mask_strides(p)};
+  const Access access = access_of(p, arguments.walk);
   return dispatch(p.state_dtype, [&](auto type) {
     typedef typename decltype(type)::Is T;
     if (p.B * arguments.walk.quads == 0) return Status{};
-    const auto kernel = has_vectors(p, arguments.walk) ? reverse_step_kernel<T, true> : reverse_step_kernel<T, false>;
-    return launch(kernel, grid_of(arguments.walk), kBlock, 0, place, arguments);
+    const auto kernel = kernel_of(access, reverse_step_kernel<T, kElements>, reverse_step_kernel<T, kVectors>,
+                                  reverse_step_kernel<T, kTiles>);
+    return launch(kernel, grid_of(arguments.walk, access), block_of(arguments.walk, access), 0, place, arguments);
   });
 }
 
