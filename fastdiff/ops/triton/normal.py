@@ -7,11 +7,11 @@ from .philox import normals
 from .tiles import channels_last, device_of, locate, offsets, plan_tiles, write
 
 
-@triton.jit(do_not_specialize=["stream"])
-def normal_kernel(out, rng, sample_ids, C, S, N, tiles, stream, LAST: tl.constexpr, TILED: tl.constexpr,
+@triton.jit(do_not_specialize=["stream_id"])
+def normal_kernel(out, rng, sample_ids, C, S, N, tiles, stream_id, LAST: tl.constexpr, TILED: tl.constexpr,
                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
     sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
-    noise = normals(rng, sample_ids, sample, stream, blocks, ROWS, COLUMNS)
+    noise = normals(rng, sample_ids, sample, stream_id, blocks, ROWS, COLUMNS)
     write(out + sample * N, offsets(c, s, i, C, LAST), noise, inside)
 
 
@@ -22,4 +22,4 @@ def normal(out, rng, sample_ids, stream):
     last = channels_last(out)
     tiles = plan_tiles(out, last, draws=True)
     with device_of(out):
-        normal_kernel[tiles.grid](out, rng, sample_ids, stream=stream, LAST=last, **tiles.arguments)
+        normal_kernel[tiles.grid](out, rng, sample_ids, stream_id=stream, LAST=last, **tiles.arguments)

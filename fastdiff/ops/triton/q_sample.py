@@ -16,7 +16,7 @@ def scaled(x_start, offset, inside):
     return value
 
 
-@triton.jit(do_not_specialize=["stream", "T"])
+@triton.jit(do_not_specialize=["stream_id", "T"])
 def q_sample_kernel(x_start,     # [B, C, S], any dtype
                     t,           # [B] int64
                     alpha,       # [T] float32
@@ -27,7 +27,7 @@ def q_sample_kernel(x_start,     # [B, C, S], any dtype
                     flip,        # [B] bool or None
                     x_t,         # [B, C, S]
                     noise_out,   # [B, C, S] float32, laid out as x_t, or None
-                    C, S, N, W, T, tiles, stream,
+                    C, S, N, W, T, tiles, stream_id,
                     X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, X_T_LAST: tl.constexpr, TILED: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
     sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
@@ -46,7 +46,7 @@ def q_sample_kernel(x_start,     # [B, C, S], any dtype
         x0 = scaled(x_start + base, offsets(c, s, i, C, X_START_LAST), inside & known)
 
     if noise is None:
-        z = normals(rng, sample_ids, sample, stream, blocks, ROWS, COLUMNS)
+        z = normals(rng, sample_ids, sample, stream_id, blocks, ROWS, COLUMNS)
     else:
         z = read(noise + base, offsets(c, s, i, C, NOISE_LAST), inside)
 
@@ -64,5 +64,5 @@ def q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, x_t
     tiles = plan_tiles(x_t, any(layouts.values()), draws=noise is None)
     with device_of(x_t):
         q_sample_kernel[tiles.grid](x_start, t, alpha, sigma, noise, rng, sample_ids, flip, x_t, noise_out,
-                                    W=x_t.shape[-1] if x_t.dim() > 2 else 1, T=alpha.numel(), stream=stream, **layouts,
-                                    **tiles.arguments)
+                                    W=x_t.shape[-1] if x_t.dim() > 2 else 1, T=alpha.numel(), stream_id=stream,
+                                    **layouts, **tiles.arguments)
