@@ -44,6 +44,9 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 
   explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params) {}
 
+  // P and Q; R is for grad_add alone.
+  int sums() const { return p.grad_add ? 3 : 2; }
+
   S* plane(int64_t b, int plane) const { return static_cast<S*>(p.workspace) + (b * kPlanes + plane) * p.C; }
 
   V at(int64_t b, int plane, int64_t c, int lanes) const {
@@ -90,7 +93,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
         const int64_t c = k.c0 + i0 + i;
         const V offset = at(b, kOffset, c, lanes);
         set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
-        set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
+        if (p.grad_add) set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
       });
     });
   }
@@ -151,7 +154,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
       });
       total[kP] += P.v[0] + P.v[1], total[kQ] += Q.v[0] + Q.v[1], total[kR] += R.v[0] + R.v[1];
     }
-    for (int s = 0; s < 3; ++s) store(row[s], total[s]);
+    for (int s = 0; s < sums(); ++s) store(row[s], total[s]);
   }
 
   // The same of a channel that is one vector.
@@ -161,7 +164,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     if (p.grad_x) place.set_term(dh, e.dh);
     place.set_term(row[kP], e.dh);
     place.set_term(row[kQ], e.dh * e.d);
-    place.set_term(row[kR], e.d);
+    if (p.grad_add) place.set_term(row[kR], e.d);
   }
 
   void sum_runs(int64_t b, const Block<T>& k) const {
@@ -171,7 +174,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
         S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
         sum_run(b, k, i + j, row);
       }
-      for (int s = 0; s < 3; ++s) set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
+      for (int s = 0; s < sums(); ++s) set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
     });
   }
 
@@ -214,7 +217,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   void sum_columns(int64_t b, const Block<T>& k) const {
     Channels<T> sums[3];
     sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE { sum_columns_at(place, b, k, sums); });
-    for (int s = 0; s < 3; ++s) gather(sums[s], k.c0, k.c1, plane(b, s));
+    for (int s = 0; s < this->sums(); ++s) gather(sums[s], k.c0, k.c1, plane(b, s));
   }
 
   // Columns summed to channels [c0, c1).
