@@ -38,7 +38,7 @@ struct Quad {
 
 // The largest tiles that a block holds, or one for the sample.
 static inline void cut_tiles(Walk& walk) {
-  if (walk.S % kQuad != 0 || walk.C == 0 || walk.C > kTileChannels) return;
+  if (walk.S % kQuad != 0 || walk.C * walk.S == 0 || walk.C > kTileChannels) return;
   const int64_t warps = (walk.S / kQuad + kWarp - 1) / kWarp, most = kTileChannels / walk.C;
   const int64_t quads = (warps < most ? warps : most) * kWarp, tiles = (walk.S / kQuad + quads - 1) / quads;
   if (walk.B * tiles >= int64_t(1) << 31) return;

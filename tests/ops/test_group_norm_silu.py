@@ -30,6 +30,8 @@ CASES = {
     "sequence": ((2, 16, 13), 4),
     "no space": ((3, 16), 4),
     "volume": ((2, 16, 2, 3, 5), 4),
+    "large batch": ((67, 8, 1, 3), 2),
+    "groups wider than a tile": ((1, 1016, 4, 4), 1),
 }
 NAMES = ("x", "weight", "bias", "add", "scale", "shift")
 
@@ -265,6 +267,13 @@ def test_backward_runs_on_the_backend_of_forward(monkeypatch):
     y.sum().backward()
     ops._dispatch._function.cache_clear()
     assert calls == [1]
+
+
+def test_maps_without_a_pixel(backend, device):
+    arguments = inputs((2, 8, 0, 3), torch.float32, device)
+    grad_y = torch.zeros(2, 8, 0, 3, device=device)
+    results = with_gradients(lambda **a: ops.group_norm_silu(groups=4, **a), arguments, grad_y)
+    assert results[0].shape == (2, 8, 0, 3) and not any(gradient.any() for gradient in results[1:])
 
 
 def test_empty_batches(backend, device):

@@ -112,6 +112,12 @@ def test_empty_batches(backend, device):
     assert ops.normal((0, 3, 4, 4), rng.make_rng(0, device=device), ids).shape == (0, 3, 4, 4)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 3, 4), (2, 3, 0, 4)], ids=str)
+def test_samples_of_no_elements(backend, device, shape):
+    key, ids = rng.make_rng(1, device=device), torch.arange(2, device=device)
+    assert ops.normal(shape, key, ids).shape == shape
+
+
 BAD = [
     (dict(shape=(2,)), ValueError, "shape must be"),
     (dict(shape=(2, -1)), ValueError, "shape must be"),

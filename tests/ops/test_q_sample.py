@@ -114,8 +114,9 @@ def test_uint8_ends_are_minus_one_and_one(backend, device):
     assert torch.allclose(x_t.cpu(), torch.tensor([[-1.0, 1.0]]), rtol=2.0**-23, atol=0)
 
 
-def test_flip_mirrors_the_image_and_not_the_noise(backend, device):
-    x_start, t = source((2, 3, 4, 5), torch.float32, device), torch.zeros(2, dtype=torch.int64, device=device)
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_flip_mirrors_the_image_and_not_the_noise(backend, device, last):
+    x_start, t = source((2, 3, 4, 5), torch.float32, device, last), torch.zeros(2, dtype=torch.int64, device=device)
     noise, one = torch.randn(x_start.shape, device=device), torch.ones(1, device=device)
     flip = torch.tensor([False, True], device=device)
     x_t = ops.q_sample(x_start, t, one, one, noise, flip=flip)
@@ -131,6 +132,14 @@ def test_any_strides(backend, device):
     t = torch.tensor([3, 0, 4], device=device)[::2]
     strided = ops.q_sample(x_start, t, *tables(device), rng=key, sample_ids=ids)
     assert same_bits(strided, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 3, 5, 7)], ids=str)
+def test_noise_in_another_layout(backend, device, shape):
+    x_start, noise, t = source(shape, torch.float32, device), torch.randn(shape).to(device), torch.tensor([3, 4])
+    expected = ops.q_sample(x_start, t.to(device), *tables(device), noise)
+    other = noise.contiguous(memory_format=torch.channels_last)
+    assert same_bits(ops.q_sample(x_start, t.to(device), *tables(device), other), expected)
 
 
 def test_bits_do_not_depend_on_batch_or_position(backend, device):

@@ -223,6 +223,15 @@ def test_per_sample_factors(backend, device):
     assert_in_budget(ops.reverse_step(rows=coefficients, row=row, **arguments), exact[0], error_of(eager[0], exact[0]))
 
 
+def test_the_variance_is_the_conditional_outputs_without_guidance_as_well(backend, device):
+    arguments = inputs((2, 3, 4, 4), "learned variance", device, guided=True, learned=True)
+    coefficients, row = table(ROWS["learned variance"], device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    exact, eager = (definition(arguments, coefficients, row, dtype) for dtype in (torch.float64, torch.float32))
+    for memory_format in formats((2, 3, 4, 4)):
+        given = laid_out(arguments, memory_format)
+        assert_in_budget(ops.reverse_step(rows=coefficients, row=row, **given), exact[0], error_of(eager[0], exact[0]))
+
+
 @pytest.mark.parametrize("lead", [(1, 1), (1, 3), (2, 1), (2, 3)], ids=str)
 def test_masks_of_every_extent(backend, device, lead):
     arguments = inputs((2, 3, 4, 5), "inpainting", device)

@@ -52,6 +52,18 @@ def test_normal(last_block, last):
     assert not out[0, :, 0, 0].any() and not out[0, :, -2].any()
 
 
+def test_normal_one_by_one(last_block):
+    """6 * 2^30 elements of a sample, channels last, an odd number: the last three."""
+    shape, key = (1, 3, (1 << 15) + 1, (1 << 16) + 1), rng.make_rng(3, 4)
+    out = sparse(shape, torch.bfloat16, last=True)
+    native.normal(out, key, torch.tensor([7]), rng.INITIAL)
+    first = out.numel() // 4
+    words = reference.philox((torch.tensor([first]), 7, 4, rng.INITIAL), (3, 0))
+    pairs = [*reference.box_muller(*words[:2]), *reference.box_muller(*words[2:])]
+    values = torch.stack(pairs, dim=-1).flatten().float().bfloat16()
+    assert same_bits(out[0, -1, -1, -3:], values[:3])
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 def test_q_sample(last_block, last):
     """The third sample of 2^31 elements each begins at 2^32; it is flipped."""

@@ -1,0 +1,65 @@
+"""Threads and tiles past the end, where results alone do not show what they do."""
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import ops
+from fastdiff.ops import native, rng
+from tests.ops import test_group_norm_silu as norm
+from tests.ops import test_reverse_step as step
+from tests.ops.accuracy import same_bits
+from tests.simt import harness
+
+if harness.unavailable():
+    pytest.skip(harness.unavailable(), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def on_cuda_sources():
+    with harness.installed(), fastdiff.use_backend("cpu"):
+        yield
+
+
+def test_threads_past_the_samples_end_write_nothing():
+    """36 quads of a sample: 28 threads of its second warp have none."""
+    with harness.counted() as launches:
+        ops.normal((2, 3, 4, 12), rng.make_rng(1), torch.arange(2))
+    (launch,) = launches
+    assert 32 * launch["tensors"]["out"]["written_sectors"] == 2 * 3 * 4 * 12 * 4
+
+
+def test_a_short_last_tile_after_full_ones():
+    """Five tiles of 8192 positions but for four; and 12 groups, 8 to a tile."""
+    norm.check(norm.inputs((1, 1, 4, 10239), torch.float32, "cpu"), 1)
+    norm.check(norm.inputs((1, 48, 8, 8), torch.float32, "cpu"), 12, torch.channels_last)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_tensors_that_no_vector_reaches(memory_format):
+    """An element's alignment is enough, and gives the same bits."""
+    shape, key, ids = (2, 3, 4, 4), rng.make_rng(1), torch.arange(2)
+    out = torch.empty(2 * 48 + 1)[1:].view(shape)
+    if memory_format is torch.channels_last:
+        out = out.view(2, 4, 4, 3).movedim(-1, 1)
+    rows = step.table(step.ROWS["no network, only noise"])
+    x, row = ops.normal(shape, key, ids, memory_format=memory_format), torch.tensor(0)
+    native.normal(out, key, ids, rng.INITIAL)
+    assert same_bits(out, x)
+    ops.reverse_step(out, None, rows, row, out=out, rng=key, sample_ids=ids)
+    assert same_bits(out, ops.reverse_step(x, None, rows, row, rng=key, sample_ids=ids))
+    x_t, noise_out = out.clone(memory_format=torch.preserve_format), out
+    t, alpha = torch.tensor([0, 1]), torch.tensor([0.9, 0.4])
+    native.q_sample(x, t, alpha, 1 - alpha, None, key, ids, None, rng.INITIAL, x_t, noise_out)
+    assert same_bits(noise_out, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_that_no_vector_reaches(dtype):
+    x, out = torch.randn(2 * 8 * 16).to(dtype), torch.empty(2 * 8 * 16 + 1, dtype=dtype)
+    out[1:] = x
+    apart, here = x.view(2, 8, 4, 4).requires_grad_(), out[1:].view(2, 8, 4, 4).requires_grad_()
+    expected, y = (ops.group_norm_silu(each, 2) for each in (apart, here))
+    expected.backward(apart.detach())
+    y.backward(here.detach())
+    assert same_bits(y, expected) and same_bits(here.grad, apart.grad)
