@@ -126,7 +126,8 @@ BAD = [
     (dict(rng=7), TypeError, "rng must be a tensor, got int"),
     (dict(sample_ids=torch.zeros(3, dtype=torch.int64)), ValueError, r"sample_ids must have shape \[2\], got \[3\]"),
     (dict(sample_ids=torch.zeros(2, dtype=torch.int32)), ValueError, "sample_ids must be torch.int64, got torch.int32"),
-    (dict(sample_ids=torch.zeros(2, dtype=torch.int64, device="meta")), ValueError, "sample_ids must be on cpu, got"),
+    (dict(sample_ids=torch.zeros(2, dtype=torch.int64, device="meta")), ValueError,
+     "sample_ids must be on cpu, got meta"),
     (dict(stream=-1), ValueError, "stream must be in"),
     (dict(dtype=torch.int32), ValueError, "dtype must be float32"),
 ]
