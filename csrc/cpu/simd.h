@@ -37,7 +37,6 @@ typedef int32_t vint __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
 
 FD_SIMD vfloat set1(float v) { return v - vfloat{}; }
-FD_SIMD vuint set1u(uint32_t v) { return v - vuint{}; }
 
 FD_SIMD vfloat load(const float* p) { vfloat v; memcpy(&v, p, sizeof v); return v; }
 FD_SIMD void store(float* p, vfloat v) { memcpy(p, &v, sizeof v); }

@@ -1,4 +1,4 @@
-"""What the training tests share: a tiny network and a process. One thread is the quickest for it."""
+"""What the training tests share: a tiny network and a process, on one thread."""
 
 import pytest
 import torch
@@ -7,11 +7,8 @@ from fastdiff import GaussianProcess, UNet, UNetConfig, schedules
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _alone(one_thread):
+    pass
 
 
 @pytest.fixture
