@@ -16,24 +16,33 @@ class Plan:
     Args:
         time: [S], what the network is fed at each row: ints become int64, else float64 (fed as float32).
         call: bool or [S] bools: whether the network is called before the row.
+        start: x_T = start * noise.
+        adjust: for rows that depend on the state, adjust(rows [B, 24], row, x, model_output, noise): writes into the
+            samples' copies of the row, on their device and without a host read, before the kernel runs; else None.
+        adjusted: bool or [S] bools: the rows that it is called for; their noise is drawn first and handed to it.
         columns: coefficients by their names in `fastdiff.ops.rows`, a number or [S] each; 0 where not given, but w = 1,
             bound = inf, write = -1, c_in = 1.
 
     Attributes: rows [S, 24] float64, time [S], call (S bools); learned: a row reads the network's variance channels;
-    multistep: a row reads or writes history; scales_input: c_in is not 1 everywhere; input_scale: c_in of row 0.
+    multistep: a row reads or writes history; scales_input: c_in is not 1 everywhere; input_scale: c_in of row 0;
+    start, adjust, adjusted (S bools).
     `plan["std"]` is a column [S], `len(plan)` is S. Raises TypeError or ValueError that names the column: finite in
     float32, bound positive, write one of -1, 0, 1, 2.
     """
 
-    def __init__(self, time, *, call=True, **columns):
+    def __init__(self, time, *, call=True, start=1.0, adjust=None, adjusted=False, **columns):
         dtype = torch.float64 if torch.as_tensor(time).is_floating_point() else torch.int64
         self.time = torch.as_tensor(time, dtype=dtype, device="cpu").detach().clone()
         if self.time.dim() != 1 or len(self.time) == 0 or not torch.isfinite(self.time).all():
             raise ValueError(f"time must be [S] finite numbers with S at least 1, got {self.time.tolist()}")
         S = len(self.time)
-        self.call = (call,) * S if isinstance(call, bool) else tuple(map(bool, call))
-        if len(self.call) != S:
-            raise ValueError(f"call must be a bool or {S} of them, got {len(self.call)}")
+        self.call = _flags("call", call, S)
+        self.adjust, self.adjusted = adjust, _flags("adjusted", adjusted, S)
+        if any(self.adjusted) and not callable(adjust):
+            raise TypeError(f"adjust must be callable where rows are adjusted, got {type(adjust).__name__}")
+        self.start = float(start)
+        if not 0 < self.start < float("inf"):
+            raise ValueError(f"start must be finite and positive, got {start}")
         self.rows = torch.zeros(S, WIDTH, dtype=torch.float64)
         for name, value in {**_DEFAULTS, **columns}.items():
             if name not in COLUMNS:
@@ -70,6 +79,12 @@ class Plan:
         """Whether any of these columns differs from its default."""
         return any((self[name] != _DEFAULTS.get(name, 0.0)).any().item() for name in names)
 
+    def replace(self, **columns):
+        """The same plan with these columns instead of its own, a number or [S] each."""
+        own = {name: self[name] for name in NAMES}
+        options = {"call": self.call, "start": self.start, "adjust": self.adjust, "adjusted": self.adjusted}
+        return Plan(self.time, **options, **{**own, **columns})
+
     def table(self, device=None, dtype=torch.float32):
         """rows on `device`, float32 or, for a float64 state, float64."""
         return self.rows.to(device, dtype)
@@ -78,6 +93,13 @@ class Plan:
         """The plan whose x' is x0 of this one's: for looking at a run's estimates, computed by the same kernel."""
         kept = {name: self[name] for name in ("w", "p_x", "p_m", "bound", "g_0")}
         return Plan(self.time, call=self.call, c_0=1.0, **kept)
+
+
+def _flags(name, value, S):
+    flags = (value,) * S if isinstance(value, bool) else tuple(map(bool, value))
+    if len(flags) != S:
+        raise ValueError(f"{name} must be a bool or {S} of them, got {len(flags)}")
+    return flags
 
 
 def _column(name, value, S):

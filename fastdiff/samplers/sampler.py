@@ -110,6 +110,8 @@ class Sampler:
         sample_ids = torch.tensor(ids, dtype=torch.int64, device=device)
         x = ops.normal((len(ids), *shape), counters[:2], sample_ids, memory_format=memory_format)
         plan, model_input = self.plan, None
+        if plan.start != 1:
+            x.mul_(plan.start)
         if dtype not in (None, torch.float32) or plan.scales_input:
             model_input = (plan.input_scale * x).to(dtype or torch.float32)
         times = plan.time.float() if plan.time.is_floating_point() else plan.time

@@ -55,6 +55,18 @@ def test_estimates_give_x0_of_the_same_row():
     assert x0.flatten().tolist() == [0.5, 1.5]
 
 
+def test_replace_keeps_all_else():
+    def adjust(rows, row, x, model_output, noise):
+        pass
+
+    plan = Plan([1, 0], call=[False, True], start=80, adjust=adjust, adjusted=[True, False], c_x=0.5, std=[1, 0])
+    changed = plan.replace(w=[7.5, 1])
+    assert changed["w"].tolist() == [7.5, 1] and torch.equal(changed.rows[:, 1:], plan.rows[:, 1:])
+    for name in ("call", "start", "adjust", "adjusted"):
+        assert getattr(changed, name) == getattr(plan, name)
+    assert plan["w"].tolist() == [1, 1]
+
+
 def test_repr_shows_the_columns_in_use():
     text = repr(Plan(range(99, -1, -1), p_x=0.5, c_0=torch.linspace(1, 2, 100), std=[1.0] * 99 + [0.0]))
     lines = text.splitlines()
@@ -77,6 +89,8 @@ def test_repr_shows_the_columns_in_use():
     ({"std": "large"}, TypeError, r"std must be a number or 2 of them, got str"),
     ({"c_9": 1.0}, TypeError, r"columns must be among w, p_x, .*, got 'c_9'"),
     ({"call": [True]}, ValueError, r"call must be a bool or 2 of them, got 1"),
+    ({"adjusted": True}, TypeError, r"adjust must be callable where rows are adjusted, got NoneType"),
+    ({"start": 0.0}, ValueError, r"start must be finite and positive, got 0.0"),
 ])  # fmt: skip
 def test_bad_columns(columns, kind, message):
     with pytest.raises(kind, match=message):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -45,6 +46,14 @@ def elementwise(x, t):
 
 
 # ---- Noise and bits ----
+
+
+def test_a_run_starts_at_the_plans_scale(process):
+    def keep(process, timesteps, *, clip, start):
+        return Plan([0], call=False, c_x=1, start=start)
+
+    unit = Sampler(elementwise, process, partial(keep, start=1.0)).sample((2, *SHAPE), seed=3)
+    assert torch.equal(Sampler(elementwise, process, partial(keep, start=80.0)).sample((2, *SHAPE), seed=3), 80 * unit)
 
 
 def test_a_sample_depends_on_seed_and_id_alone(backend, process):
