@@ -121,7 +121,7 @@ def test_threads(tmp_path, monkeypatch):
 
 
 def test_the_digits_preset():
-    images = load("digits")
+    images = load("digits").images
     options, process, network = command.make_settings(parsed("--data=digits"), images)
     assert (network.in_channels, network.image_size) == (1, 8)
     assert process == {**command.PROCESS, **{k: v for k, v in command.PRESETS["digits"].items() if k in process}}
@@ -167,8 +167,8 @@ def test_every_option_is_heard():
     (["--channel-mult=1,1,1,1"], "image_size must be divisible by 8 for 4 levels, got 4"),
     (["--attention-resolutions=3"], "attention_resolutions must be among 4, got 3"),
     (["--device=abacus"], "device must be one of this machine's (cpu, cuda, cuda:1), got 'abacus'"),
-    (["--image-size=8"], "image_size must be None but for a folder of images, got 8"),
-    (["--data-dir=x"], "data_dir must be None but for fashion-mnist, got 'x'"),
+    (["--image-size=8"], "image_size must be None but for folders and shards of images, got 8"),
+    (["--data-dir=x"], "data_dir must be None but for fashion-mnist and torchvision, got 'x'"),
     (["--threads=0"], "threads must be at least 1, got 0"),
     (["--resume"], "out must be a directory of fastdiff train"),
 ])  # fmt: skip
