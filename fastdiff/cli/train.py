@@ -48,6 +48,7 @@ def add_arguments(parser):
         ("seed", int, "of weights, batches, timesteps and noise"),
         ("log-every", int, "steps between two lines of metrics"),
         ("checkpoint-every", int, "steps between two checkpoints"),
+        ("keep", int, "checkpoints kept"),
         ("sample-every", int, "steps between two sample grids; 0: none"),
         ("num-timesteps", int, "T of the process"),
     ):

@@ -88,7 +88,7 @@ class Run:
             for name, value in settings.items():
                 if name not in FREE and before.get(name) != checkpoint.as_json(value):
                     raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")
-            with contextlib.suppress(FileNotFoundError):
+            if checkpoint.checkpoints(self.out):
                 step = checkpoint.restore(self.out, self.model, self.ema, self.optimizer)
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise FileExistsError(f"out must be a new or empty directory, got {str(self.out)!r} (resume goes on)")
@@ -153,7 +153,7 @@ class Run:
         return loss
 
     def save(self):
-        checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer)
+        checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer, self.config.keep)
 
     def draw(self, draw):
         """A picture of what the averaged weights can do."""
