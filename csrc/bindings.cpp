@@ -261,6 +261,36 @@ PyObject* group_norm_silu_backward(Arguments a) {
   return FD_RUN(group_norm_silu_backward, p, p.B * p.C * p.S);
 }
 
+// On the CPU alone: x, residual and y are channels last, all other tensors float32.
+PyObject* conv3x3(Arguments a) {
+  const int threads = int(a.integer());
+  Conv3x3Params p = {};
+  const Tensor x = a.tensor();
+  p.x = x, p.filters = a.tensor(), p.tile = int32_t(a.integer()), p.bias = a.tensor();
+  const Tensor add = a.tensor();
+  p.add = add, p.add_stride = add.row_stride(), p.residual = a.tensor(), p.groups = a.integer();
+  p.norm_weight = a.tensor(), p.norm_bias = a.tensor(), p.eps = a.number();
+  const Tensor scale = a.tensor(), shift = a.tensor();
+  p.scale = scale, p.scale_stride = scale.row_stride(), p.shift = shift, p.shift_stride = shift.row_stride();
+  p.silu = a.truth();
+  const Tensor y = a.tensor();
+  p.y = y;
+  const Shape shape(x);
+  p.B = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3], p.O = Shape(y)[1];
+  p.dtype = x.dtype(), p.num_threads = threads;
+  return run(kernels().conv3x3, p, p.B * p.C * p.H * p.W + p.O * p.C);
+}
+
+PyObject* conv3x3_pack(Arguments a) {
+  const int threads = int(a.integer());
+  const Tensor weight = a.tensor();
+  const Shape shape(weight);
+  Conv3x3PackParams p = {};
+  p.weight = weight, p.packed = static_cast<float*>(static_cast<void*>(a.tensor())), p.tile = int32_t(a.integer());
+  p.O = shape[0], p.C = shape[1], p.num_threads = threads;
+  return run(kernels().conv3x3_pack, p, p.O * p.C * 9);
+}
+
 #ifdef FD_CUDA
 // (x, groups) -> floats of workspace.
 template <class Params, int64_t (*floats)(const Params&)>
@@ -319,6 +349,8 @@ PyMethodDef methods[] = {
     method<reverse_step>("reverse_step"),
     method<group_norm_silu>("group_norm_silu"),
     method<group_norm_silu_backward>("group_norm_silu_backward"),
+    method<conv3x3>("conv3x3"),
+    method<conv3x3_pack>("conv3x3_pack"),
     method<conforms>("conforms"),
 #ifdef FD_CUDA
     method<workspace<GroupNormSiluParams, cuda::group_norm_silu_workspace>>("group_norm_silu_workspace"),

@@ -156,4 +156,34 @@ struct GroupNormSiluBackwardParams {
   int32_t num_threads;
 };
 
+// Channels last throughout.
+struct Conv3x3Params {
+  const void* x;              // [B, H, W, C]
+  const float* filters;       // [(tile + 2)^2, padded O / 32, C, 32], of conv3x3_pack
+  const float* bias;          // [O] or NULL
+  const float* add;           // [B, O] or NULL
+  const void* residual;       // [B, H, W, O] or NULL
+  const float* norm_weight;   // [C] or NULL
+  const float* norm_bias;     // [C] or NULL
+  const float* scale;         // [B, C] or NULL
+  const float* shift;         // [B, C] or NULL
+  void* y;                    // [B, H, W, O]
+  int64_t B, H, W, C, O;
+  int64_t groups;             // of the GroupNorm before it, 0: none
+  int64_t add_stride, scale_stride, shift_stride;   // between samples, in elements
+  double eps;
+  int32_t dtype;              // of x, residual and y: f32 | f16 | bf16
+  int32_t tile;               // outputs along a side of a tile: 2 | 4
+  bool silu;                  // after the GroupNorm
+  int32_t num_threads;
+};
+
+struct Conv3x3PackParams {
+  const float* weight;        // [O, C, 3, 3]
+  float* packed;              // [(tile + 2)^2, padded O / 32, C, 32], O padded to a multiple of 32
+  int64_t O, C;
+  int32_t tile;               // 2 | 4
+  int32_t num_threads;
+};
+
 }  // namespace fastdiff

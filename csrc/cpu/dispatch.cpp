@@ -8,7 +8,7 @@ namespace {
 
 #define FD_TABLE(level)                                                                     \
   {#level, level::normal, level::q_sample, level::reverse_step, level::group_norm_silu,     \
-   level::group_norm_silu_backward}
+   level::group_norm_silu_backward, level::conv3x3, level::conv3x3_pack}
 
 // Widest first.
 const Kernels kTables[] = {

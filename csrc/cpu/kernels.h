@@ -13,6 +13,8 @@
   Status reverse_step(const ReverseStepParams& p);                             \
   Status group_norm_silu(const GroupNormSiluParams& p);                        \
   Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p);       \
+  Status conv3x3(const Conv3x3Params& p);                                      \
+  Status conv3x3_pack(const Conv3x3PackParams& p);                             \
   }
 
 namespace fastdiff {
@@ -28,6 +30,8 @@ struct Kernels {
   Status (*reverse_step)(const ReverseStepParams&);
   Status (*group_norm_silu)(const GroupNormSiluParams&);
   Status (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&);
+  Status (*conv3x3)(const Conv3x3Params&);
+  Status (*conv3x3_pack)(const Conv3x3PackParams&);
 };
 
 // The table in use: the widest level this processor has, or the one FASTDIFF_SIMD names.
