@@ -1,4 +1,4 @@
-"""A residual block's half, GroupNorm + SiLU + 3x3 convolution, and the convolution alone, at the DDPM network's shapes."""
+"""GroupNorm + SiLU + 3x3 convolution, and the convolution alone, at shapes of the DDPM network."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastdiff import ops
 from .conftest import provided
 
 # [B, C, H, W], O
-SHAPES = [((B, *shape), O) for B in (1, 8) for shape, O in (
+SHAPES = [((B, *shape), outputs) for B in (1, 8) for shape, outputs in (
     ((128, 32, 32), 128), ((256, 32, 32), 128), ((256, 16, 16), 256), ((512, 8, 8), 256), ((256, 4, 4), 256),
 )]  # fmt: skip
 GROUPS = 32
