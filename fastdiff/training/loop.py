@@ -17,7 +17,7 @@ from .config import FREE, TrainConfig
 from .ema import EMA
 from .interrupt import Interrupted, interrupts
 from .metrics import Metrics
-from .timesteps import Batches, flips, torch_seed, uniform
+from .timesteps import Batches, Uniform, flips, torch_seed
 
 
 def train(model, process, images, out, config=None, *, settings=None, draw=None, resume=False, progress=True):
@@ -126,7 +126,7 @@ class Run:
         """x_t, t and the network's target: functions of (seed, step) and the place in the batch."""
         rng = ops.rng.make_rng(self.config.seed, self.step, self.device)
         ids = torch.arange(self.config.batch_size, device=self.device)
-        t = uniform(self.process.num_timesteps, rng, ids)
+        t, _ = Uniform(self.process.num_timesteps).draw(rng, ids)
         x_start = self.images[self.batches.positions(self.step).to(self.device)]
         flip = flips(rng, ids) if self.config.flip else None
         memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
