@@ -3,9 +3,6 @@
 import os
 
 import torch
-import torch.nn.functional as F
-
-from . import _layout, _winograd
 
 try:
     from fastdiff import _C
@@ -129,52 +126,54 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, *argum
         _raise(status)
 
 
-def conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, y):
-    B, C, H, W = x.shape
-    tile = _winograd.choose(B, C, weight.shape[0], H, W)
-    if not tile:
-        return _direct(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, y)
-    inputs = x.contiguous(memory_format=torch.channels_last)
-    out = y
-    if not y.is_contiguous(memory_format=torch.channels_last):
-        out = torch.empty_like(y, memory_format=torch.channels_last)
-    packed = _winograd.filters(weight, tile, _pack)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    status = _C.conv3x3(
-        torch.get_num_threads(), inputs, packed, tile, _float(bias), _rows(add), residual, groups,
-        _float(norm_weight), _float(norm_bias), eps, _rows(scale), _rows(shift), silu, out,
+def _loss_workspace(place, x_start):
+    """Room for the sums of chunks; None where each sample is one."""
+    if place[0] >= 0:
+        floats = _C.loss_workspace(x_start)
+        return torch.empty(floats, device=x_start.device) if floats else None
+    B, elements = len(x_start), x_start.numel()
+    if elements <= 16384 * B:
+        return None
+    return torch.empty((B, -(-elements // (16384 * B))), dtype=torch.float64)
+
+
+def _raise_loss(status, T):
+    code, where, value = status
+    if code == _C.INDEX_OUT_OF_RANGE:
+        raise IndexError(f"t must be in [0, {T}), got {value} at position {where}")
+    if code == _C.MISSING_INPUT:
+        raise ValueError(f"model_output must have 2C channels where table's l_1 is not 0 (here row {value})")
+    _raise(status)
+
+
+def diffusion_loss(model_output, x_start, t, target_x0, *arguments):
+    place = _place(model_output)
+    workspace = _loss_workspace(place, x_start)
+    status = _C.diffusion_loss(*place, model_output, x_start, t, target_x0, *arguments, workspace)
+    if status:
+        _raise_loss(status, len(target_x0))
+
+
+def diffusion_loss_backward(grad_loss, model_output, x_start, t, target_x0, *arguments):
+    status = _C.diffusion_loss_backward(
+        *_place(model_output), grad_loss, model_output, x_start, t, target_x0, *arguments
     )  # fmt: skip
     if status:
-        _raise(status)
-    if out is not y:
-        y.copy_(out)
+        _raise_loss(status, len(target_x0))
 
 
-def _direct(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, y):
-    """The parts one after the other, in float32: this module's GroupNorm, torch's convolution."""
-    h = _layout.dense(x).float()
-    if groups:
-        raw, h = h, torch.empty_like(h)
-        affine = _float(norm_weight), _float(norm_bias)
-        group_norm_silu(raw, *affine, groups, eps, None, _rows(scale), _rows(shift), silu, h, None, None)
-    value = F.conv2d(h, weight.float(), None if bias is None else bias.float(), padding=1)
-    if add is not None:
-        value = value + add[:, :, None, None]
-    y.copy_(value if residual is None else value + residual)
+def vlb_terms(model_output, x_start, x_t, t, table, *arguments):
+    place = _place(model_output)
+    workspace = _loss_workspace(place, x_start)
+    status = _C.vlb_terms(*place, model_output, x_start, x_t, t, table, *arguments, workspace)
+    if status:
+        _raise_loss(status, len(table))
 
 
-def _pack(weight, packed, tile):
-    _C.conv3x3_pack(torch.get_num_threads(), weight, packed, tile)
+def vlb_terms_backward(grad_terms, model_output, x_start, x_t, t, table, *arguments):
+    status = _C.vlb_terms_backward(*_place(model_output), grad_terms, model_output, x_start, x_t, t, table, *arguments)
+    if status:
+        _raise_loss(status, len(table))
 
 
-def _float(value):
-    return value if value is None else value.float().contiguous()
-
-
-def _rows(value):
-    """[B, *] in float32 with unit stride along its last axis."""
-    if value is None:
-        return None
-    value = value.float()
-    return value if value.stride(-1) == 1 else value.contiguous()
+from .native_conv3x3 import conv3x3  # noqa: E402, F401  (which is written in terms of the above)

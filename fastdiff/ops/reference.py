@@ -291,3 +291,15 @@ def conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps,
     if add is not None:
         value = value + spread(add, value)
     y.copy_(value if residual is None else value + residual)
+
+
+# ---- Losses ----
+
+from .reference_losses import (  # noqa: E402  (which is written in terms of the above)
+    diffusion_loss,
+    diffusion_loss_backward,
+    vlb_terms,
+    vlb_terms_backward,
+)
+
+__all__ = ["diffusion_loss", "diffusion_loss_backward", "vlb_terms", "vlb_terms_backward"]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 from .. import ops
+from . import likelihood, spacing
 from . import prediction as predictions
-from . import spacing
 
 
 class Posterior(NamedTuple):
@@ -130,6 +130,30 @@ class GaussianProcess:
         """
         return self._combine("target_x0", "x_start", x_start, "target_eps", "noise", noise, t)
 
+    def loss(self, model_output, x_start, t, noise=None, **options):
+        """mean((m - target)^2) of each sample, [B], target = target_x0[t] * x_start + target_eps[t] * noise.
+
+        One fused pass; options are those of `fastdiff.ops.diffusion_loss`: rng and sample_ids instead of noise, flip,
+        weight, sample_weight. model_output [B, C or 2C, *], of which the first C channels count.
+        """
+        device, precision = _place(model_output)
+        target_x0, target_eps = (self.table(name, device, precision) for name in ("target_x0", "target_eps"))
+        return ops.diffusion_loss(model_output, x_start, t, target_x0, target_eps, noise, **options)
+
+    def vlb_terms(self, model_output, x_start, x_t, t, *, variance=None, **options):
+        """The variational bound's term of each sample at its t, [B], in bits per dimension.
+
+        KL(q(x_{t-1} | x_t, x_start) || p(x_{t-1} | x_t)), at t = 0 the decoder's -log p(x_start | x_t). variance: as in
+        `likelihood.vlb_table`; None: the process' own. Options are those of `fastdiff.ops.vlb_terms`: clip, cdf,
+        detach_mean, flip, weight, sample_weight.
+        """
+        device, precision = _place(model_output)
+        key = ("vlb", self.variance if variance is None else variance, torch.device(device), precision)
+        if key not in self._device_tables:
+            with torch.inference_mode(False):
+                self._device_tables[key] = likelihood.vlb_table(self, variance).to(device, precision)
+        return ops.vlb_terms(model_output, x_start, x_t, t, self._device_tables[key], **options)
+
     def respace(self, timesteps):
         """The process of the retained timesteps: betas' = 1 - alphas_cumprod / (that of the one retained before).
 
@@ -175,6 +199,12 @@ class GaussianProcess:
         precision = torch.float64 if dtype is torch.float64 else torch.float32
         values = self.table(name, t.device, precision)[t.clamp(0, self.num_timesteps - 1)]
         return torch.where(outside, torch.nan, values).reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def _place(model_output):
+    """Device and precision of the tables that go with it."""
+    wide = getattr(model_output, "dtype", None) is torch.float64
+    return getattr(model_output, "device", "cpu"), torch.float64 if wide else torch.float32
 
 
 def _log_clipped(variance, process):

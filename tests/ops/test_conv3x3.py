@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import fastdiff
 from fastdiff import ops
-from fastdiff.ops import _winograd, native
+from fastdiff.ops import _winograd, native_conv3x3
 from tests.ops.accuracy import same_bits, ulp
 from tests.ops.conftest import LEVELS, running_on
 
@@ -175,8 +175,8 @@ def test_the_switch():
 @pytest.fixture
 def packs(monkeypatch):
     """How often filters were transformed."""
-    count, pack = [], native._pack
-    monkeypatch.setattr(native, "_pack", lambda *arguments: (count.append(1), pack(*arguments)))
+    count, pack = [], native_conv3x3._pack
+    monkeypatch.setattr(native_conv3x3, "_pack", lambda *arguments: (count.append(1), pack(*arguments)))
     return count
 
 
