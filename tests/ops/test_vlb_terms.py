@@ -52,7 +52,8 @@ def log_mass(x0, mean, log_variance, cdf):
     return result.clamp(min=math.log(1e-12)) if cdf == "tanh" else result
 
 
-def formula(x_start, x_t, t, table, flip=None, clip=None, cdf="tanh", detach_mean=False, weight=None, sample_weight=None):
+def formula(x_start, x_t, t, table, flip=None, clip=None, cdf="tanh", detach_mean=False, weight=None,
+            sample_weight=None):  # fmt: skip
     """What everybody writes, (model_output, dtype) -> terms [B] in bits."""
 
     def terms(output, dtype):
@@ -68,7 +69,8 @@ def formula(x_start, x_t, t, table, flip=None, clip=None, cdf="tanh", detach_mea
         log_variance = row["l_0"] + row["l_1"] * v + torch.zeros_like(m)
         kl = -1 + log_variance - row["l_q"] + torch.exp(row["l_q"] - log_variance)
         kl = 0.5 * (kl + (truth - mean) ** 2 * torch.exp(-log_variance))
-        nats = torch.where((t.cpu() == 0).reshape(-1, *(1,) * (x0.dim() - 1)), -log_mass(x0, mean, log_variance, cdf), kl)
+        decoder = (t.cpu() == 0).reshape(-1, *(1,) * (x0.dim() - 1))
+        nats = torch.where(decoder, -log_mass(x0, mean, log_variance, cdf), kl)
         bits = nats.flatten(1).mean(1) / math.log(2)
         bits = bits if weight is None else bits * weight.cpu().to(dtype)[t.cpu()]
         return bits if sample_weight is None else bits * sample_weight.cpu().to(dtype)
@@ -82,7 +84,7 @@ def inputs(shape, x_dtype, dtype, device, prediction="eps", variance="learned_ra
     x_start, noise, wrong = images(shape, x_dtype, device, seed), gaussian(shape, 3 + seed), gaussian(shape, 4 + seed)
     x0 = clean(x_start, None, torch.float64)
     x_t = at(p.alpha, t, x0) * x0 + at(p.sigma, t, x0) * noise
-    scale = 0.03 * at(p.sigma, t, x0) if prediction == "xprev" else 0.3
+    scale = {"xprev": 0.03 * at(p.sigma, t, x0), "score": 0.3 / at(p.sigma, t, x0)}.get(prediction, 0.3)
     output = p.target(x0, t, noise) + scale * wrong
     if variance.startswith("learned"):
         v = 0.5 * gaussian(shape, 5 + seed) - 4 * (variance == "learned")
@@ -103,13 +105,14 @@ def eager_errors(shape, prediction, variance, options, draws=8):
     return torch.tensor(found).amax(0).tolist()
 
 
-def check(shape, x_dtype, dtype, device, prediction="eps", variance="learned_range", x_format=None, weights=None, **options):
+def check(shape, x_dtype, dtype, device, prediction="eps", variance="learned_range", x_format=None, weights=None,
+          memory_formats=None, **options):  # fmt: skip
     output, x_start, x_t, t = inputs(shape, x_dtype, dtype, device, prediction, variance)
     table, upstream = vlb_table(process(prediction), variance).float().to(device), torch.ones(shape[0], device=device)
     usual = eager_errors(shape, prediction, variance, tuple((k, v) for k, v in options.items() if k != "flip"))
     options |= weights or {}
     exact, plain = in_pytorch(formula(x_start, x_t, t, table, **options), output, upstream)
-    for memory_format in formats(shape):
+    for memory_format in memory_formats or formats(shape):
         others = (each.contiguous(memory_format=x_format or memory_format) for each in (x_start, x_t))
         given, arguments = output.contiguous(memory_format=memory_format), (*others, t, table)
         results = with_gradient(lambda m, a=arguments: ops.vlb_terms(m, *a, **options), given, upstream)
@@ -137,8 +140,9 @@ def test_budget_of_every_shape(backend, device, shape):
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["not clipped", "clipped"])
 def test_budget_of_every_kind(backend, device, prediction, variance, clip):
-    for cdf in CDFS:
-        check((4, 3, 4, 6), torch.uint8, torch.float32, device, prediction, variance, cdf=cdf, clip=clip)
+    for cdf, memory_format in zip(CDFS, formats((4, 3, 4, 6)), strict=True):
+        check((4, 3, 4, 6), torch.uint8, torch.float32, device, prediction, variance, cdf=cdf, clip=clip,
+              memory_formats=[memory_format])  # fmt: skip
 
 
 @pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
@@ -164,11 +168,11 @@ def test_float64_and_gradcheck(backend, device):
         output, x_start, x_t, t = inputs((4, 2, 3, 5), torch.uint8, torch.float64, device, prediction)
         table, upstream = vlb_table(process(prediction), "learned_range"), torch.ones(4, dtype=torch.float64)
         exact, _ = in_pytorch(formula(x_start, x_t, t, table, cdf=cdf), output, upstream)
-        results = with_gradient(lambda m: ops.vlb_terms(m, x_start, x_t, t, table, cdf=cdf), output, upstream)
+        function = functools.partial(ops.vlb_terms, x_start=x_start, x_t=x_t, t=t, table=table, cdf=cdf)
+        results = with_gradient(function, output, upstream)
         for result, wide in zip(results, exact, strict=True):
             assert torch.allclose(result, wide, rtol=1e-9, atol=1e-12)
         leaf = output.contiguous(memory_format=torch.channels_last).requires_grad_()
-        function = lambda m: ops.vlb_terms(m, x_start, x_t, t, table, cdf=cdf)  # noqa: E731
         assert torch.autograd.gradcheck(function, (leaf,), eps=1e-7, atol=1e-5)
 
 
@@ -195,7 +199,8 @@ def true_mass(x0, mean, log_std):
         x0, mean, std = mpmath.mpf(x0), mpmath.mpf(mean), mpmath.exp(mpmath.mpf(log_std))
 
         def bound(side):
-            return mpmath.inf * side if (x0 > 0.999 if side > 0 else x0 < -0.999) else (x0 + side / mpmath.mpf(255) - mean) / std
+            outermost = x0 > 0.999 if side > 0 else x0 < -0.999
+            return mpmath.inf * side if outermost else (x0 + side / mpmath.mpf(255) - mean) / std
 
         upper, lower = bound(1), bound(-1)
         # Far from 0 the mass on one side is a difference of tails.
@@ -226,13 +231,9 @@ def test_tails_are_exact(backend, device, x0):
         wide = torch.tensor(wide, dtype=torch.float64)
         assert result.isfinite().all()
         # (x0 - mean) and u have a rounding each, which u^2 and a gradient like u^2 double.
-        scale = wide.abs() + 1e-6 + (0 if result is results[0] else (x - mean).double().abs() * torch.exp(-log_std.double()))
-        assert ((result - wide).abs() / scale).max() < (2e-3 if on_reference(backend) else 4e-6)
-
-
-def on_reference(backend):
-    """Plain float32 PyTorch loses digits where bins are much narrower than a deviation."""
-    return backend == "reference"
+        deviations = (x - mean).double().abs() * torch.exp(-log_std.double())
+        scale = wide.abs() + 1e-6 + (0 if result is results[0] else deviations)
+        assert ((result - wide).abs() / scale).max() < 4e-6
 
 
 @pytest.mark.parametrize("cdf", CDFS)
@@ -323,7 +324,8 @@ def test_training_losses_are_improved_diffusions(backend, device, name, dtype):
         mse = f"{prefix}{kind}.training_losses.rescaled_mse"
         assert apart(losses, recorded[f"{mse}.mse"]) < tolerance
         if variance.startswith("learned"):
-            assert apart(terms * steps / 1000, recorded[f"{mse}.vb"]) < tolerance
+            assert torch.allclose((terms * steps / 1000).double(), recorded[f"{mse}.vb"].double(), rtol=tolerance,
+                                  atol=cancelled / 1000)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["cosine20", "custom20"])
@@ -335,7 +337,7 @@ def test_bounds_are_improved_diffusions(backend, device, name):
     for prediction, variance, rescaled, clipped, *_ in kinds:
         p = GaussianProcess(recorded[f"{name}.betas"], prediction)
         x0 = x_start.double().expand(20, -1, -1, -1)
-        x_t = p.q_sample(x0, t, noise[:, 0].double())
+        x_t = at(p.alpha, t, x0) * x0 + at(p.sigma, t, x0) * noise[:, 0].double()
         time = t * 50.0 if rescaled == "rescale1" else t
         output = recorded_output(recorded, name, prediction, variance, x_t, time)
         terms = p.vlb_terms(
