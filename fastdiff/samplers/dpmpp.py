@@ -1,9 +1,6 @@
 """DPM-Solver++: multistep solvers exponential in half the log-SNR, of an equation in x0, with or without noise."""
 
-import math
-
-from ..processes.nodes import nodes_of
-from .forms import NOISE, X0, H, Rows, X
+from .exponential import multistep
 
 
 def dpmpp_2m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower_order_final=False):
@@ -20,7 +17,7 @@ def dpmpp_2m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower
     Source: Lu et al., "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models", 2022,
     algorithm 2.
     """
-    return _multistep(process, timesteps, clip, 2, solver_type, lower_order_final)
+    return multistep(process, timesteps, clip, 2, solver_type, lower_order_final)
 
 
 def dpmpp_3m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower_order_final=False):
@@ -28,7 +25,7 @@ def dpmpp_3m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower
 
     lower_order_final: the last steps are of order 2 and 1. Source: Lu et al. 2022, appendix B; diffusers.
     """
-    return _multistep(process, timesteps, clip, 3, solver_type, lower_order_final)
+    return multistep(process, timesteps, clip, 3, solver_type, lower_order_final)
 
 
 def dpmpp_2m_sde(
@@ -40,42 +37,20 @@ def dpmpp_2m_sde(
     std = s_noise * sigma' * sqrt(1 - exp(-2 eta h)). Other arguments as for `dpmpp_2m`. Source: Lu et al. 2022,
     section 5; k-diffusion; eta = 1 is diffusers' sde-dpmsolver++.
     """
-    return _multistep(process, timesteps, clip, 2, solver_type, lower_order_final, eta, s_noise)
+    return multistep(process, timesteps, clip, 2, solver_type, lower_order_final, eta=eta, s_noise=s_noise)
 
 
 def dpmpp_3m_sde(
-    process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0, solver_type="heun", lower_order_final=False
-):
+    process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0, solver_type="heun", lower_order_final=False,
+    as_diffusers=False,
+):  # fmt: skip
     """`dpmpp_2m_sde` with the second difference of x0 as well; `solver_type` is that of its second step.
 
-    Source: k-diffusion; with solver_type="midpoint" diffusers' sde-dpmsolver++ of order 3.
+    as_diffusers: its weight of that difference, -((1 - exp(-2h) - 2h) / (2h)^2 - 1/2), whose 1/2 has the wrong sign:
+    an error of order h^2 in each step. Source: k-diffusion; with solver_type="midpoint" and as_diffusers diffusers'
+    sde-dpmsolver++ of order 3.
     """
-    return _multistep(process, timesteps, clip, 3, solver_type, lower_order_final, eta, s_noise)
-
-
-def _multistep(process, timesteps, clip, order, solver_type, lower_order_final, eta=0.0, s_noise=1.0):
-    if solver_type not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type must be midpoint or heun, got {solver_type!r}")
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
-    points, S = nodes.points(), len(nodes.time)
-    for i, (at, to) in enumerate(nodes.steps()):
-        left = 1 if to.sigma == 0 else S - i if lower_order_final else order
-        steps = [points[j + 1].half_logsnr - points[j].half_logsnr for j in range(i, max(i - order, -1), -1)]
-        drawn = eta * steps[0] if eta else 0.0
-        result = to.sigma / at.sigma * math.exp(-drawn) * X - to.alpha * math.expm1(-steps[0] - drawn) * X0
-        older = [H[(i - 1) % 3], H[(i - 2) % 3]]
-        result += to.alpha * _differences(min(order, i + 1, left), steps, steps[0] + drawn, older, solver_type)
-        rows.add(at, result + s_noise * to.sigma * math.sqrt(-math.expm1(-2 * drawn)) * NOISE, keep=X0, slot=i % 3)
-    return rows.plan(nodes.start)
-
-
-def _differences(order, steps, h, older, solver_type):
-    """What the divided differences of x0 add to x' / alpha'; steps are the last intervals of lambda, newest first."""
-    if order == 1:
-        return X0 - X0
-    first, phi_2 = (X0 - older[0]) / (steps[1] / steps[0]), math.expm1(-h) / h + 1
-    if order == 2:
-        return (phi_2 if solver_type == "heun" else -math.expm1(-h) / 2) * first
-    r_0, r_1 = steps[1] / steps[0], steps[2] / steps[0]
-    second = first - (older[0] - older[1]) / r_1
-    return phi_2 * (first + r_0 / (r_0 + r_1) * second) - (phi_2 / h - 0.5) / (r_0 + r_1) * second
+    surplus = float(as_diffusers)
+    return multistep(
+        process, timesteps, clip, 3, solver_type, lower_order_final, eta=eta, s_noise=s_noise, surplus=surplus
+    )

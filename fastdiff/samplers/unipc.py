@@ -5,7 +5,8 @@ import math
 import torch
 
 from ..processes.nodes import nodes_of
-from .forms import X0, ZERO, H, Rows, X, eps
+from .exponential import check_choices, estimate, scales
+from .forms import X0, ZERO, H, Rows, X
 
 
 def unipc(
@@ -30,23 +31,23 @@ def unipc(
     Source: Zhao et al., "UniPC: a unified predictor-corrector framework for fast sampling of diffusion models", 2023,
     algorithms 1 to 4; order 2's predictor and order 1's corrector take rho = 1/2, as in its code.
     """
-    if order not in (1, 2, 3) or variant not in _B or predict not in ("x0", "eps"):
-        got = f"{order}, {variant!r}, {predict!r}"
-        raise ValueError(f"order, variant, predict must be 1, 2 or 3, bh1 or bh2, x0 or eps, got {got}")
+    check_choices(order=(order, (1, 2, 3)), variant=(variant, tuple(_B)), predict=(predict, ("x0", "eps")))
     nodes, rows = nodes_of(process, timesteps), Rows(clip)
     points, S, before = nodes.points(), len(nodes.time), 1
     for i, (at, to) in enumerate(nodes.steps()):
-        now = X0 if predict == "x0" else eps(at)
+        if to.sigma == 0:
+            rows.add(at, to.alpha * X0)
+            continue
+        now = estimate(at, predict)
         older = [H[(i - 1) % 3], H[(i - 2) % 3], H[(i - 3) % 3]]
         x = X
         if corrector and i > 0 and i - 1 not in uncorrected:
             past = points[i - 1 :: -1] if i > 1 else points[:1]
             x += _step(past, at, older, before, variant, predict, now)
             x -= _step(past, at, older, before, variant, predict)
-        left = 1 if to.sigma == 0 else S - i if lower_order_final else order
+        left = S - i if lower_order_final else order
         before = min(order, i + 1, left)
-        scale = to.sigma / at.sigma if predict == "x0" else to.alpha / at.alpha
-        result = scale * x + _step(points[i::-1], to, [now, *older], before, variant, predict)
+        result = scales(at, to, predict)[0] * x + _step(points[i::-1], to, [now, *older], before, variant, predict)
         rows.add(at, result, keep=now, slot=i % 3)
     return rows.plan(nodes.start)
 
@@ -59,8 +60,7 @@ def _step(past, to, values, order, variant, predict, now=None):
 
     past: points, newest first; values: x0 (or eps) there.
     """
-    outer, h = (to.alpha, -1.0) if predict == "x0" else (to.sigma, 1.0)
-    h *= to.half_logsnr - past[0].half_logsnr
+    _, outer, h = scales(past[0], to, predict)
     result = -outer * math.expm1(h) * values[0]
     if order == 1 and now is None:
         return result
