@@ -8,7 +8,9 @@ from .exponential import check_choices, estimate, multistep, scales
 from .forms import X0, H, Rows, X
 
 
-def dpm_multistep(process, timesteps=None, *, clip=1.0, order=2, solver_type="midpoint", lower_order_final=False):
+def dpm_multistep(
+    process, timesteps=None, *, clip=1.0, order=2, solver_type="midpoint", lower_order_final=False, weights="published"
+):
     """x' = alpha'/alpha * x - sigma' * expm1(h) * (eps + (eps - eps_before) / (2 r)), h = lambda' - lambda.
 
     `dpmpp_2m` and `dpmpp_3m` (order 3) of the noise, lambda = log(alpha / sigma), r = h_before / h.
@@ -16,12 +18,12 @@ def dpm_multistep(process, timesteps=None, *, clip=1.0, order=2, solver_type="mi
     Args:
         process, timesteps: a process and what its `nodes` takes, or Nodes.
         clip: bound of x0's absolute value, or None; eps follows from the clipped x0.
-        order: 1, 2 or 3. solver_type, lower_order_final: as for `dpmpp_2m`.
+        order: 1, 2 or 3. solver_type, lower_order_final, weights: as for `dpmpp_3m`.
 
     Source: Lu et al., "DPM-Solver: a fast ODE solver for diffusion probabilistic model sampling in around 10 steps",
     2022; the multistep form is diffusers'.
     """
-    return multistep(process, timesteps, clip, order, solver_type, lower_order_final, predict="eps")
+    return multistep(process, timesteps, clip, order, solver_type, lower_order_final, predict="eps", weights=weights)
 
 
 def dpm_singlestep(

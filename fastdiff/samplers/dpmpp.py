@@ -20,12 +20,19 @@ def dpmpp_2m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower
     return multistep(process, timesteps, clip, 2, solver_type, lower_order_final)
 
 
-def dpmpp_3m(process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower_order_final=False):
+def dpmpp_3m(
+    process, timesteps=None, *, clip=1.0, solver_type="midpoint", lower_order_final=False, weights="published"
+):
     """`dpmpp_2m` with the second difference of x0 as well; `solver_type` is that of its second step.
 
-    lower_order_final: the last steps are of order 2 and 1. Source: Lu et al. 2022, appendix B; diffusers.
+    Args:
+        lower_order_final: the last steps are of order 2 and 1.
+        weights: of the second difference: "exact", which makes order 3, or "published", half of it, as in the authors'
+            code, k-diffusion and diffusers: order 2.
+
+    Source: Lu et al. 2022, appendix B; diffusers.
     """
-    return multistep(process, timesteps, clip, 3, solver_type, lower_order_final)
+    return multistep(process, timesteps, clip, 3, solver_type, lower_order_final, weights=weights)
 
 
 def dpmpp_2m_sde(
@@ -42,15 +49,13 @@ def dpmpp_2m_sde(
 
 def dpmpp_3m_sde(
     process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0, solver_type="heun", lower_order_final=False,
-    as_diffusers=False,
+    weights="published",
 ):  # fmt: skip
     """`dpmpp_2m_sde` with the second difference of x0 as well; `solver_type` is that of its second step.
 
-    as_diffusers: its weight of that difference, -((1 - exp(-2h) - 2h) / (2h)^2 - 1/2), whose 1/2 has the wrong sign:
-    an error of order h^2 in each step. Source: k-diffusion; with solver_type="midpoint" and as_diffusers diffusers'
-    sde-dpmsolver++ of order 3.
+    weights: as for `dpmpp_3m`; also "diffusers", whose weight has the wrong sign of a 1/2: order 1.
+    Source: k-diffusion; with solver_type="midpoint" and weights="diffusers" diffusers' sde-dpmsolver++ of order 3.
     """
-    surplus = float(as_diffusers)
     return multistep(
-        process, timesteps, clip, 3, solver_type, lower_order_final, eta=eta, s_noise=s_noise, surplus=surplus
+        process, timesteps, clip, 3, solver_type, lower_order_final, eta=eta, s_noise=s_noise, weights=weights
     )

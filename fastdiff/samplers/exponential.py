@@ -28,14 +28,17 @@ def check_choices(**given):
             raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def multistep(
-    process, timesteps, clip, order, solver_type, lower_order_final, *, predict="x0", eta=0.0, s_noise=1.0, surplus=0.0
-):
-    """DPM-Solver and DPM-Solver++ of order 1 to 3; eta, only for x0: how much noise is drawn anew.
+# Of the second divided difference, from phi_3 = (phi_2 - g / 2) / g. The expansion has 2! * phi_3; the authors' code,
+# and all after it, phi_3, which leaves order 2; and diffusers with noise phi_3 + 1, a sign being wrong, which leaves 1.
+WEIGHTS = {"published": lambda phi_3: phi_3, "exact": lambda phi_3: 2 * phi_3, "diffusers": lambda phi_3: phi_3 + 1}
 
-    surplus: what the weight of the second difference is wrong by, for a peer's sake.
-    """
-    check_choices(order=(order, (1, 2, 3)), solver_type=(solver_type, ("midpoint", "heun")))
+
+def multistep(
+    process, timesteps, clip, order, solver_type, lower_order_final, *,
+    predict="x0", eta=0.0, s_noise=1.0, weights="published",
+):  # fmt: skip
+    """DPM-Solver and DPM-Solver++ of order 1 to 3; eta, only for x0: how much noise is drawn anew."""
+    check_choices(order=(order, (1, 2, 3)), solver_type=(solver_type, ("midpoint", "heun")), weights=(weights, WEIGHTS))
     nodes, rows = nodes_of(process, timesteps), Rows(clip)
     points, S = nodes.points(), len(nodes.time)
     for i, (at, to) in enumerate(nodes.steps()):
@@ -48,14 +51,14 @@ def multistep(
         scale, outer, g = scales(at, to, predict)
         values = [estimate(at, predict), H[(i - 1) % 3], H[(i - 2) % 3]]
         change = math.expm1(g - drawn) * values[0] + _differences(
-            min(order, i + 1, left), steps, g - drawn, values, solver_type, surplus
+            min(order, i + 1, left), steps, g - drawn, values, solver_type, weights
         )
         noise = s_noise * to.sigma * math.sqrt(-math.expm1(-2 * drawn)) * NOISE
         rows.add(at, scale * math.exp(-drawn) * X - outer * change + noise, keep=values[0], slot=i % 3)
     return rows.plan(nodes.start)
 
 
-def _differences(order, steps, g, values, solver_type, surplus):
+def _differences(order, steps, g, values, solver_type, weights):
     """What divided differences of the values add to expm1(g) * d_0; steps: last intervals of lambda, newest first."""
     if order == 1:
         return ZERO
@@ -65,4 +68,4 @@ def _differences(order, steps, g, values, solver_type, surplus):
         return (phi_2 if solver_type == "heun" else math.expm1(g) / 2) * first
     r_1 = steps[2] / steps[0]
     second = (first - (values[1] - values[2]) / r_1) / (r_0 + r_1)
-    return phi_2 * (first + r_0 * second) + (phi_2 / g - 0.5 + surplus) * second
+    return phi_2 * (first + r_0 * second) + WEIGHTS[weights](phi_2 / g - 0.5) * second

@@ -60,7 +60,7 @@ def multistep_plan(run, process, sigmas):
     if order == 1:
         return ddim(process, nodes, clip=None, eta=float(algorithm.startswith("sde")))
     if algorithm == "sde-dpmsolver++" and order == 3:
-        options["as_diffusers"] = True
+        options["weights"] = "diffusers"
     return SOLVERS[f"dpmpp_{order}m" + "_sde" * algorithm.startswith("sde")](process, nodes, **options)
 
 
