@@ -75,11 +75,13 @@ def nodes_of(process, timesteps):
 
 
 def point_at(process, noise_level):
-    """The point of this noise level, on no grid: process.through asks what the network is fed there."""
-    if not hasattr(process, "through"):
-        raise TypeError(f"process must have a method through(noise_level) for this solver, got {process!r}")
+    """The point of this noise level, off the grid: by process.through(levels), or time_at(level) in continuous time."""
     levels = torch.tensor([noise_level, 0.0], dtype=torch.float64)
-    return process.through(levels).points()[0]
+    if hasattr(process, "through"):
+        return process.through(levels).points()[0]
+    if hasattr(process, "time_at"):
+        return process.nodes(process.time_at(levels[:1])).points()[0]
+    raise TypeError(f"process must have a method through or time_at for this solver, got {process!r}")
 
 
 def checked_levels(name, levels):

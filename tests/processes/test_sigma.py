@@ -149,6 +149,21 @@ def test_points_between_timesteps(prediction):
     assert torch.equal(view.alpha, torch.ones(51, dtype=torch.float64)) and view.start == view.sigma[0]
 
 
+def test_points_of_a_process_in_continuous_time():
+    """Which has time_at, the inverse of its noise level, and nodes of times."""
+
+    class Exploding:
+        def time_at(self, noise_level):
+            return noise_level.log()
+
+        def nodes(self, times):
+            one = torch.ones(1, dtype=torch.float64)
+            return Nodes(times, torch.cat([one, one]), torch.cat([times.exp(), 0 * one]), one, -times.exp(), one)
+
+    point = point_at(Exploding(), 2.0)
+    assert point.time == pytest.approx(math.log(2)) and (point.sigma, point.p_m) == pytest.approx((2.0, -2.0))
+
+
 def test_no_signal_is_an_infinite_noise_level():
     process = GaussianProcess(schedules.zero_terminal_snr(schedules.linear(100)), "v")
     first = process.nodes(5).points()[0]
@@ -187,7 +202,7 @@ def test_other_bad_arguments():
             process.nodes(end=end)
     with pytest.raises(ValueError, match="timesteps must be a positive int, or noise levels, got 0"):
         SigmaView(GaussianProcess(schedules.linear(50))).nodes(0)
-    with pytest.raises(TypeError, match=r"process must have a method through\(noise_level\)"):
+    with pytest.raises(TypeError, match="process must have a method through or time_at for this solver, got <object"):
         point_at(object(), 1.0)
 
 
