@@ -8,6 +8,7 @@ from .. import ops
 from . import prediction as predictions
 from . import sigma, spacing
 from . import variance as variances
+from .checks import checked_betas, checked_map
 from .nodes import Nodes
 
 
@@ -53,9 +54,9 @@ class GaussianProcess:
         if variance not in variances.KINDS:
             raise ValueError(f"variance must be one of {', '.join(variances.KINDS)}, got {variance!r}")
         self.prediction, self.variance = prediction, variance
-        self.betas = _checked_betas(betas)
+        self.betas = checked_betas(betas)
         self.num_timesteps = len(self.betas)
-        self.timestep_map = _checked_map(timestep_map, self.num_timesteps)
+        self.timestep_map = checked_map(timestep_map, self.num_timesteps)
         self._device_tables = {}
 
         # In logarithms, so that 1 - alphas_cumprod keeps its digits where it is small.
@@ -204,27 +205,3 @@ class GaussianProcess:
         precision = torch.float64 if dtype is torch.float64 else torch.float32
         values = self.table(name, t.device, precision)[t.clamp(0, self.num_timesteps - 1)]
         return torch.where(outside, torch.nan, values).reshape(-1, *(1,) * (like.dim() - 1))
-
-
-def _checked_betas(betas):
-    try:
-        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"betas must be an array of numbers, got {type(betas).__name__}") from error
-    if betas.dim() != 1 or len(betas) == 0:
-        raise ValueError(f"betas must have shape [T] with T at least 1, got {list(betas.shape)}")
-    wrong = ~((betas > 0) & (betas <= 1))
-    if wrong.any():
-        t = int(wrong.nonzero()[0])
-        raise ValueError(f"betas must be in (0, 1], got {betas[t].item()} at t = {t}")
-    return betas
-
-
-def _checked_map(timestep_map, T):
-    if timestep_map is None:
-        return torch.arange(T)
-    timestep_map = torch.as_tensor(timestep_map).to("cpu", copy=True)
-    if timestep_map.shape != (T,) or timestep_map.dtype is not torch.int64:
-        got = f"{timestep_map.dtype} of shape {list(timestep_map.shape)}"
-        raise ValueError(f"timestep_map must be int64 of shape [{T}], got {got}")
-    return timestep_map

@@ -69,9 +69,16 @@ class Nodes(NamedTuple):
         return list(itertools.pairwise(points))
 
 
-def nodes_of(process, timesteps):
-    """process.nodes(timesteps), or `timesteps` itself where it is Nodes already."""
-    return timesteps if isinstance(timesteps, Nodes) else process.nodes(timesteps)
+def nodes_of(process, timesteps, *, signal=False):
+    """process.nodes(timesteps), or `timesteps` itself where it is Nodes already.
+
+    signal: ValueError where alpha is 0 at a point, for solvers that divide by it.
+    """
+    nodes = timesteps if isinstance(timesteps, Nodes) else process.nodes(timesteps)
+    if signal and not (nodes.alpha > 0).all():
+        rule = "alpha above 0 at every timestep for this solver (at zero terminal SNR see ddim, ddpm, dpmpp_2m)"
+        raise ValueError(f"process must have {rule}, got 0 at {nodes.time[0].item()}")
+    return nodes
 
 
 def point_at(process, noise_level):

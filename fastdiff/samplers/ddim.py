@@ -4,6 +4,7 @@ import itertools
 import math
 
 from ..processes.nodes import Point, nodes_of
+from .checks import check_amounts
 from .forms import NOISE, X0, Rows, eps, raw_eps
 
 
@@ -21,6 +22,7 @@ def ddim(process, timesteps=None, *, clip=1.0, eta=0.0, clipped_eps=True):
 
     Source: Song et al., "Denoising diffusion implicit models", 2021, equations 12 and 16.
     """
+    check_amounts(most=1, eta=eta)
     nodes, rows = nodes_of(process, timesteps), Rows(clip)
     for at, to in nodes.steps():
         ratio = at.alpha * to.sigma / (to.alpha * at.sigma)

@@ -4,7 +4,8 @@ import itertools
 import math
 
 from ..processes.nodes import nodes_of
-from .exponential import check_choices, estimate, multistep, scales
+from .checks import check_choices
+from .exponential import estimate, multistep, scales
 from .forms import X0, H, Rows, X
 
 
@@ -52,7 +53,7 @@ def dpm_singlestep(
     """
     check_choices(order=(order, (1, 2, 3)), predict=(predict, ("eps", "x0")))
     check_choices(solver_type=(solver_type, ("midpoint", "heun")))
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     points, first = nodes.points(), 0
     for size in _blocks(len(nodes.time), order, lower_order_final, points[-1].sigma == 0):
         _block(rows, points[first : first + size + 1], predict, solver_type)

@@ -3,6 +3,7 @@
 import math
 
 from ..processes.nodes import nodes_of, point_at
+from .checks import check_amounts
 from .euler import ancestral
 from .forms import NOISE, X0, H, Rows, X
 
@@ -26,7 +27,8 @@ def dpmpp_2s_ancestral(process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.
 
     Source: Lu et al., "DPM-Solver++", 2022, algorithm 1; k-diffusion for the noise.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    _check(eta, s_noise, r)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     for at, to in nodes.steps():
         down, up = ancestral(at.noise_level, to.noise_level, eta)
         noise = s_noise * up * NOISE
@@ -49,7 +51,8 @@ def dpmpp_sde(process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0, r=0.5)
 
     Arguments as for `dpmpp_2s_ancestral`. Source: k-diffusion, with its Brownian tree in closed form.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    _check(eta, s_noise, r)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     for at, to in nodes.steps():
         if to.sigma == 0:
             rows.add(at, to.alpha * X0)
@@ -64,6 +67,12 @@ def dpmpp_sde(process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0, r=0.5)
         rows.add(at, mid.alpha * (middle + s_noise * up * NOISE), keep=base, slot=0)
         rows.add(mid, to.alpha * (H[0] + weight * X0 + share / mid.alpha * X + s_noise * std * fresh * NOISE))
     return rows.plan(nodes.start)
+
+
+def _check(eta, s_noise, r):
+    check_amounts(eta=eta, s_noise=s_noise)
+    if not 0 < r <= 1:
+        raise ValueError(f"r must be in (0, 1], got {r!r}")
 
 
 def _shared(level, middle, following):

@@ -3,6 +3,7 @@
 import math
 
 from ..processes.nodes import nodes_of, point_at
+from .checks import check_amounts
 from .forms import NOISE, X0, M, Rows, X, eps
 
 
@@ -21,7 +22,7 @@ def euler(
     Source: Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, algorithm 2
     without its second stage.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=s_churn > 0), Rows(clip)
     churn = s_churn, s_tmin, s_tmax, s_noise
     if not ask_after_churn:
         if clip is not None:
@@ -34,6 +35,7 @@ def euler(
 
 def _asked_before(process, nodes, rows, churn):
     """One row per step: x_hat = x + noise, x0 = p_x * x_hat + p_m * m by the coefficients of sigma_hat."""
+    check_amounts(s_churn=churn[0], s_noise=churn[-1])
     for at, to in nodes.steps():
         hat, noised = _noised(process, at, len(nodes.time), *churn)
         x0 = hat.p_x * noised + hat.p_m * M
@@ -47,6 +49,7 @@ def euler_ancestral(process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0):
     sigma_up = min(sigma', eta * sigma' * sqrt(1 - sigma'^2 / sigma^2)), sigma_down = sqrt(sigma'^2 - sigma_up^2).
     process, timesteps, clip: as for `euler`. Source: k-diffusion; eta = 1 is the ancestral sampler of DDPM.
     """
+    check_amounts(eta=eta, s_noise=s_noise)
     nodes, rows = nodes_of(process, timesteps), Rows(clip)
     for at, to in nodes.steps():
         down, up = ancestral(at.noise_level, to.noise_level, eta)
@@ -62,6 +65,7 @@ def ancestral(level, following, eta):
 
 def churned(process, nodes, rows, s_churn, s_tmin, s_tmax, s_noise):
     """The steps (from, to), each after a row of noise to a higher level where there is churn."""
+    check_amounts(s_churn=s_churn, s_noise=s_noise)
     for at, to in nodes.steps():
         hat, noised = _noised(process, at, len(nodes.time), s_churn, s_tmin, s_tmax, s_noise)
         if hat is not at:

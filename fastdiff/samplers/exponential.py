@@ -3,6 +3,7 @@
 import math
 
 from ..processes.nodes import nodes_of
+from .checks import check_amounts, check_choices
 from .forms import NOISE, X0, ZERO, H, Rows, X, eps
 
 
@@ -21,13 +22,6 @@ def estimate(point, predict):
     return X0 if predict == "x0" else eps(point)
 
 
-def check_choices(**given):
-    """ValueError for a value that is not among its choices: name=(value, choices)."""
-    for name, (value, choices) in given.items():
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-
-
 # Of the second divided difference, from phi_3 = (phi_2 - g / 2) / g. The expansion has 2! * phi_3; the authors' code,
 # and all after it, phi_3, which leaves order 2; and diffusers with noise phi_3 + 1, a sign being wrong, which leaves 1.
 WEIGHTS = {"published": lambda phi_3: phi_3, "exact": lambda phi_3: 2 * phi_3, "diffusers": lambda phi_3: phi_3 + 1}
@@ -39,7 +33,8 @@ def multistep(
 ):  # fmt: skip
     """DPM-Solver and DPM-Solver++ of order 1 to 3; eta, only for x0: how much noise is drawn anew."""
     check_choices(order=(order, (1, 2, 3)), solver_type=(solver_type, ("midpoint", "heun")), weights=(weights, WEIGHTS))
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    check_amounts(eta=eta, s_noise=s_noise)
+    nodes, rows = nodes_of(process, timesteps, signal=predict == "eps"), Rows(clip)
     points, S = nodes.points(), len(nodes.time)
     for i, (at, to) in enumerate(nodes.steps()):
         if to.sigma == 0:

@@ -3,6 +3,7 @@
 import math
 
 from ..processes.nodes import nodes_of, point_at
+from .checks import check_amounts
 from .euler import ancestral, churned
 from .forms import NOISE, X0, H, Rows, X, eps
 
@@ -18,7 +19,7 @@ def heun(process, timesteps=None, *, clip=1.0, s_churn=0.0, s_tmin=0.0, s_tmax=m
 
     Source: Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, algorithm 2.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     for at, to in churned(process, nodes, rows, s_churn, s_tmin, s_tmax, s_noise):
         if to.sigma == 0:
             rows.add(at, to.alpha * X0)
@@ -36,7 +37,7 @@ def dpm_2(process, timesteps=None, *, clip=1.0, s_churn=0.0, s_tmin=0.0, s_tmax=
     Two rows a step; Euler to sigma' = 0. Arguments as for `heun`; the process must have `through`.
     Source: Karras et al. 2022, algorithm 2, with the midpoint of Lu et al., "DPM-Solver", 2022; k-diffusion.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     for at, to in churned(process, nodes, rows, s_churn, s_tmin, s_tmax, s_noise):
         _through_midpoint(process, rows, at, to, to.noise_level, 0.0)
     return rows.plan(nodes.start)
@@ -47,7 +48,8 @@ def dpm_2_ancestral(process, timesteps=None, *, clip=1.0, eta=1.0, s_noise=1.0):
 
     process, timesteps, clip: as for `euler`; the process must have `through`. Source: k-diffusion.
     """
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
+    check_amounts(eta=eta, s_noise=s_noise)
     for at, to in nodes.steps():
         down, up = ancestral(at.noise_level, to.noise_level, eta)
         _through_midpoint(process, rows, at, to, down, s_noise * up)

@@ -3,6 +3,7 @@
 import math
 
 from ..processes.nodes import nodes_of
+from .checks import check_choices
 from .forms import H, Rows, X, eps
 
 
@@ -17,9 +18,8 @@ def lms(process, timesteps=None, *, clip=1.0, order=4):
 
     Source: k-diffusion; the Adams-Bashforth methods for uneven steps.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    check_choices(order=(order, (1, 2, 3, 4)))
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     levels = nodes.noise_level.tolist()
     for i, (at, to) in enumerate(nodes.steps()):
         known = levels[max(0, i + 1 - order) : i + 1][::-1]  # newest first

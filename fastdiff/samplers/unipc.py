@@ -5,7 +5,8 @@ import math
 import torch
 
 from ..processes.nodes import nodes_of
-from .exponential import check_choices, estimate, scales
+from .checks import check_choices
+from .exponential import estimate, scales
 from .forms import X0, ZERO, H, Rows, X
 
 
@@ -32,7 +33,7 @@ def unipc(
     algorithms 1 to 4; order 2's predictor and order 1's corrector take rho = 1/2, as in its code.
     """
     check_choices(order=(order, (1, 2, 3)), variant=(variant, tuple(_B)), predict=(predict, ("x0", "eps")))
-    nodes, rows = nodes_of(process, timesteps), Rows(clip)
+    nodes, rows = nodes_of(process, timesteps, signal=True), Rows(clip)
     points, S, before = nodes.points(), len(nodes.time), 1
     for i, (at, to) in enumerate(nodes.steps()):
         if to.sigma == 0:

@@ -145,7 +145,7 @@ def test_ddim_of_lucidrains_takes_int_of_linspace_from_minus_1(backend, key, eta
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("lms", {"order": 5}, "order must be 1, 2, 3 or 4, got 5"),
+    ("lms", {"order": 5}, "order must be one of 1, 2, 3, 4, got 5"),
     ("unipc", {"order": 4}, "order must be one of 1, 2, 3, got 4"),
     ("unipc", {"variant": "bh3"}, "variant must be one of bh1, bh2, got 'bh3'"),
     ("unipc", {"predict": "v"}, "predict must be one of x0, eps, got 'v'"),
@@ -154,6 +154,14 @@ def test_ddim_of_lucidrains_takes_int_of_linspace_from_minus_1(backend, key, eta
     ("dpm_multistep", {"order": 0}, "order must be one of 1, 2, 3, got 0"),
     ("dpm_singlestep", {"order": 4}, "order must be one of 1, 2, 3, got 4"),
     ("dpm_singlestep", {"predict": "v"}, "predict must be one of eps, x0, got 'v'"),
+    ("ddim", {"eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
+    ("euler_ancestral", {"eta": -1}, "eta must be at least 0, got -1"),
+    ("dpm_2_ancestral", {"s_noise": -1}, "s_noise must be at least 0, got -1"),
+    ("dpmpp_sde", {"r": 2}, r"r must be in \(0, 1\], got 2"),
+    ("dpmpp_2s", {"r": 0}, r"r must be in \(0, 1\], got 0"),
+    ("dpmpp_2m_sde", {"eta": math.nan}, "eta must be at least 0, got nan"),
+    ("heun", {"s_churn": -1}, "s_churn must be at least 0, got -1"),
+    ("euler", {"s_churn": -1}, "s_churn must be at least 0, got -1"),
     ("ddim", {"timesteps": 0}, r"steps must be an int in \[1, 1000\], got 0"),
 ])  # fmt: skip
 def test_bad_options(name, options, message):
@@ -161,12 +169,15 @@ def test_bad_options(name, options, message):
         SOLVERS[name](GaussianProcess(LINEAR), **{"timesteps": 10, **options})
 
 
-@pytest.mark.parametrize("name", ["heun", "dpm_2", "lms", "dpmpp_2s", "dpmpp_sde"])
-def test_zero_terminal_snr_is_refused_by_solvers_in_the_noise_level(name):
+@pytest.mark.parametrize("name, options", [
+    ("heun", {}), ("dpm_2", {}), ("dpm_2_ancestral", {}), ("lms", {}), ("dpmpp_2s", {}), ("dpmpp_sde", {}),
+    ("unipc", {}), ("dpm_multistep", {}), ("dpm_singlestep", {}), ("euler", {"s_churn": 1.0}),
+])  # fmt: skip
+def test_zero_terminal_snr_is_refused_by_solvers_in_the_noise_level(name, options):
     """Which is infinite there."""
     process = GaussianProcess(schedules.zero_terminal_snr(LINEAR), "v")
-    with pytest.raises(ValueError, match="must be"):
-        SOLVERS[name](process, 10)
+    with pytest.raises(ValueError, match=r"process must have alpha above 0 at every timestep for this .* got 0 at 999"):
+        SOLVERS[name](process, 10, **options)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde"])
