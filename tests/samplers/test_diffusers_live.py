@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdiff import GaussianProcess, schedules
-from fastdiff.processes import SigmaView, spacing
+from fastdiff.processes import Nodes, SigmaView, spacing
 from fastdiff.samplers import (
     ddim,
     ddpm,
@@ -20,6 +20,7 @@ from fastdiff.samplers import (
     euler,
     euler_ancestral,
     heun,
+    ipndm,
     lms,
     unipc,
 )
@@ -242,6 +243,15 @@ def test_lms():
     scheduler = made("LMSDiscreteScheduler", beta_start=0.0001, beta_end=0.02)
     view, nodes = viewed(scheduler, GaussianProcess(LINEAR))
     assert_same(lms(view, nodes, clip=None), scheduler, start(scheduler.init_noise_sigma))
+
+
+def test_ipndm():
+    """A network of v on the circle alpha = cos, sigma = sin; given betas are its sigmas."""
+    sigma = torch.linspace(0.99, 0, STEPS + 1, dtype=torch.float64)
+    scheduler = made("IPNDMScheduler", trained_betas=sigma.tolist())
+    alpha = (1 - sigma.square()).sqrt()
+    nodes = Nodes(scheduler.timesteps.double(), alpha, sigma, alpha[:-1], -sigma[:-1], torch.ones(STEPS))
+    assert_same(ipndm(None, nodes, clip=None), scheduler, start())
 
 
 def test_dpm_2():

@@ -71,6 +71,13 @@ def test_ancestral_steps_are_the_recorded_ones():
         assert ancestral(level, following, eta) == (pytest.approx(down, rel=1e-12), pytest.approx(up, rel=1e-12))
 
 
+def test_churn_includes_its_ends():
+    """From s_tmin <= sigma <= s_tmax."""
+    plan = SOLVERS["euler"](SigmaProcess("x0"), [4.0, 3.0, 2.0, 1.0, 0.0], s_churn=0.4, s_tmin=2.0, s_tmax=3.0)
+    assert plan.call == (True, False, True, False, True, True)
+    assert plan.time[[1, 3]].tolist() == pytest.approx([3.3, 2.2])
+
+
 def test_churn_is_bounded():
     """gamma = min(s_churn / S, sqrt(2) - 1)."""
     sigmas = RECORDED["sigmas.karras.n8.f64"]

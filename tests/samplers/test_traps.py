@@ -146,6 +146,7 @@ def test_ddim_of_lucidrains_takes_int_of_linspace_from_minus_1(backend, key, eta
 
 @pytest.mark.parametrize("name, options, message", [
     ("lms", {"order": 5}, "order must be one of 1, 2, 3, 4, got 5"),
+    ("ipndm", {"order": 0}, "order must be one of 1, 2, 3, 4, got 0"),
     ("unipc", {"order": 4}, "order must be one of 1, 2, 3, got 4"),
     ("unipc", {"variant": "bh3"}, "variant must be one of bh1, bh2, got 'bh3'"),
     ("unipc", {"predict": "v"}, "predict must be one of x0, eps, got 'v'"),
@@ -170,8 +171,8 @@ def test_bad_options(name, options, message):
 
 
 @pytest.mark.parametrize("name, options", [
-    ("heun", {}), ("dpm_2", {}), ("dpm_2_ancestral", {}), ("lms", {}), ("dpmpp_2s", {}), ("dpmpp_sde", {}),
-    ("unipc", {}), ("dpm_multistep", {}), ("dpm_singlestep", {}), ("euler", {"s_churn": 1.0}),
+    ("heun", {}), ("dpm_2", {}), ("dpm_2_ancestral", {}), ("lms", {}), ("ipndm", {}), ("dpmpp_2s", {}),
+    ("dpmpp_sde", {}), ("unipc", {}), ("dpm_multistep", {}), ("dpm_singlestep", {}), ("euler", {"s_churn": 1.0}),
 ])  # fmt: skip
 def test_zero_terminal_snr_is_refused_by_solvers_in_the_noise_level(name, options):
     """Which is infinite there."""
