@@ -40,12 +40,15 @@ def ddim_reverse(process, timesteps=None, *, clip=1.0, to_noise=False):
 
     Args:
         process, timesteps, clip: as for `ddim`.
-        to_noise: one row more, from the noisiest point to alpha' = 0, sigma' = 1, as OpenAI has it.
+        to_noise: one row more, from the noisiest point to alpha' = 0, sigma' = 1, as OpenAI has it; not in
+            variance-exploding views.
 
     Source: Song et al., "Denoising diffusion implicit models", 2021, section 4.3 and equation 13.
     """
     *points, _ = nodes_of(process, timesteps).points()
     points.reverse()
+    if to_noise and points[-1].alpha == 1:
+        raise ValueError("to_noise must be False in a variance-exploding view, where signal never ends, got True")
     if to_noise:
         points.append(Point(0.0, 1.0))
     if len(points) < 2:

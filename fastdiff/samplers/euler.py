@@ -17,7 +17,8 @@ def euler(
         clip: bound of x0's absolute value, or None.
         s_churn, s_tmin, s_tmax, s_noise: noise of deviation s_noise * sqrt(sigma_hat^2 - sigma^2) comes before steps
             from s_tmin <= sigma <= s_tmax, sigma_hat = sigma * (1 + min(s_churn / S, sqrt(2) - 1)).
-        ask_after_churn: False: the network is asked before the noise, as diffusers does; clip must be None then.
+        ask_after_churn: False: the network is asked before the noise and its output taken for that of sigma_hat, as
+            diffusers does with eps; clip must be None then.
 
     Source: Karras et al., "Elucidating the design space of diffusion-based generative models", 2022, algorithm 2
     without its second stage.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdiff import GaussianProcess, ops, schedules
+from fastdiff.processes import SigmaProcess
 from fastdiff.samplers import ddim, ddim_reverse, ddpm
 from tests.processes.golden import error, load, network
 from tests.samplers.runs import states
@@ -94,3 +95,5 @@ def test_ddim_reverse_undoes_ddim():
     assert error(back[-2], x) < 1e-12
     with pytest.raises(ValueError, match="timesteps must be at least 2, to go from one to the next, got 1"):
         ddim_reverse(process, 1)
+    with pytest.raises(ValueError, match="to_noise must be False in a variance-exploding view"):
+        ddim_reverse(SigmaProcess(), 5, to_noise=True)
