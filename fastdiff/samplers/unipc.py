@@ -43,9 +43,8 @@ def unipc(
         older = [H[(i - 1) % 3], H[(i - 2) % 3], H[(i - 3) % 3]]
         x = X
         if corrector and i > 0 and i - 1 not in uncorrected:
-            past = points[i - 1 :: -1] if i > 1 else points[:1]
-            x += _step(past, at, older, before, variant, predict, now)
-            x -= _step(past, at, older, before, variant, predict)
+            last = points[i - 1 :: -1], at, older, before, variant, predict
+            x += _step(*last, now) - _step(*last)
         left = S - i if lower_order_final else order
         before = min(order, i + 1, left)
         result = scales(at, to, predict)[0] * x + _step(points[i::-1], to, [now, *older], before, variant, predict)
@@ -69,17 +68,14 @@ def _step(past, to, values, order, variant, predict, now=None):
     slopes = [(values[k] - values[0]) / ratio for k, ratio in enumerate(ratios, 1)]
     if now is not None:
         ratios, slopes = [*ratios, 1.0], [*slopes, now - values[0]]
-    weights = _weights(ratios, h, _B[variant](h))
-    return result - outer * _B[variant](h) * sum(map(_scaled, weights, slopes), ZERO)
+    B = _B[variant](h)
+    differences = (rho * slope for rho, slope in zip(_weights(ratios, h, B), slopes, strict=True))
+    return result - outer * B * sum(differences, ZERO)
 
 
 def _ratio(point, origin, to):
     """(lambda_point - lambda_origin) / (lambda_to - lambda_origin)."""
     return (point.half_logsnr - origin.half_logsnr) / (to.half_logsnr - origin.half_logsnr)
-
-
-def _scaled(weight, form):
-    return weight * form
 
 
 def _weights(ratios, h, B):
