@@ -10,9 +10,7 @@ from tqdm import tqdm
 
 from .. import ops
 from . import network
-from .ddpm import ddpm
-
-SOLVERS = {"ddpm": ddpm}
+from .solvers import SOLVERS
 
 
 class Step(NamedTuple):
