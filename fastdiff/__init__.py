@@ -14,6 +14,7 @@ _LAZY = {
     "UNet": "models",
     "UNetConfig": "models",
     "load_unet": "models",
+    "save_unet": "models",
     "schedules": "processes",
 }
 
