@@ -10,8 +10,8 @@ from torch import nn
 def sinusoidal_embedding(t, dim, *, sin_first=True, freq_shift=1, theta=10000, dtype=torch.float32):
     """[sin(t w_0), ..., sin(t w_last), cos(t w_0), ..., cos(t w_last)], w_i = theta^(-i / (half - freq_shift)).
 
-    t [B], int or float; i < half = dim/2. Returns [B, dim] in dtype, float32 or float64, whatever t's dtype and autocast;
-    the frequencies are float32 in either. Without sin_first the cosines precede the sines.
+    t [B], int or float; i < half = dim/2. Returns [B, dim] in dtype, float32 or float64, whatever t's dtype and
+    autocast; the frequencies are float32 in either. Without sin_first the cosines precede the sines.
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.5, as Ho et al. 2020 arrange it.
     """
     half = dim // 2

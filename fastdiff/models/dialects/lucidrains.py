@@ -36,7 +36,7 @@ def infer(shapes, given):
     """The `UNetConfig` of a checkpoint's shapes: image_size has to be given; before 2.0 also weight_standardization."""
     given = options.checked(given, _OPTIONS)
     if any(".fn.fn." in name for name in shapes):
-        raise ValueError("dialect must be lucidrains with attention's norm inside it, got Residual(PreNorm(...)) layers")
+        raise ValueError("dialect must be lucidrains with attention's norm inside it, got Residual(PreNorm(...))")
     group = "mid_block1.block1.norm.weight" in shapes
     inputs, outputs = shapes["init_conv.weight"][1], shapes["final_conv.weight"][0]
     needed = ["image_size"] + ["weight_standardization"] * group

@@ -1,0 +1,116 @@
+"""A module's forward as a graph, for one kind of arguments. Modules below it stay calls, so that their hooks are
+kept."""
+
+import contextlib
+from unittest import mock
+
+import torch
+import torch.utils.checkpoint
+from torch import fx, nn
+
+CONTEXTS = {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled"}
+# What a graph may come to: anything that a forward does to a tensor that is none.
+ERRORS = (Exception,)
+
+
+class _Map(fx.Proxy):
+    """A proxy that passes for a tensor where a forward asks."""
+
+    __class__ = property(lambda self: torch.Tensor)
+    _is_param = False  # nn.Parameter asks this of tensors
+
+
+class _Tracer(fx.Tracer):
+    traced_func_name = "_fastdiff_entry"
+
+    def is_leaf_module(self, module, path):
+        return not is_plain_sequential(module)
+
+    def proxy(self, node):
+        return _Map(node, self) if node.op == "placeholder" else super().proxy(node)
+
+    def create_arg(self, value):
+        return value.node if type(value) is _Map else super().create_arg(value)
+
+
+def is_plain_sequential(module):
+    """Called as a whole it is its modules one after the other, and nobody listens."""
+    return isinstance(module, nn.Sequential) and original(module).forward is nn.Sequential.forward and not hooked(module)
+
+
+def original(module):
+    """The class that the module had before it was accelerated."""
+    return getattr(type(module), "_fastdiff_original", type(module))
+
+
+def hooked(module):
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, None) for name in names)
+
+
+def trace(module, flat, rebuild):
+    """The graph of module.forward(*args, **kwargs), (args, kwargs) = rebuild(as many proxies as flat says).
+
+    Raises where the forward depends on the values of its tensors, or on what a graph does not hold.
+    """
+    cls = original(module)
+    contexts = CONTEXTS & _names(cls)
+    if contexts:
+        raise ValueError(f"it uses {', '.join(sorted(contexts))}")
+
+    def call(self, *tensors):
+        args, kwargs = rebuild(tensors)
+        return cls.forward(self, *args, **kwargs)
+
+    names = ", ".join(["self", *(f"a{i}" for i in range(flat))])
+    entry = eval(f"lambda {names}: call({names})", {"call": call})  # the tracer reads the names
+    graph, constants = _traced(module, type(cls.__name__, (cls,), {"_fastdiff_entry": entry}))
+    if constants:
+        raise ValueError("it makes a tensor that depends on none of its arguments")
+    return graph
+
+
+def _traced(module, cls):
+    """(graph, names of constants that the tracer left in the module, now gone) of the module in that class."""
+    before = type(module)
+    module.__class__ = cls
+    try:
+        with _refusing_functions():
+            return _Tracer().trace(module), _forget_constants(module)
+    finally:
+        module.__class__ = before
+        _forget_constants(module)
+
+
+def _forget_constants(module):
+    names = [name for name in module.__dict__ if name.startswith("_tensor_constant")]
+    for name in names:
+        delattr(module, name)
+    return names
+
+
+@contextlib.contextmanager
+def _refusing_functions():
+    """No graph holds an autograd.Function or a checkpoint: it would run what is in them."""
+
+    def refuse(*args, **kwargs):
+        raise ValueError("it calls an autograd.Function or a checkpoint")
+
+    targets = [(torch.autograd.Function, "apply"), (torch.utils.checkpoint, "checkpoint")]
+    generator = "_checkpoint_without_reentrant_generator"
+    if hasattr(torch.utils.checkpoint, generator):
+        targets.append((torch.utils.checkpoint, generator))
+    with contextlib.ExitStack() as stack:
+        for owner, name in targets:
+            stack.enter_context(mock.patch.object(owner, name, refuse))
+        yield
+
+
+def _names(cls):
+    """Every name that the methods of a class use, its parents' below nn.Module too."""
+    found = set()
+    for parent in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        for value in vars(parent).values():
+            function = getattr(value, "__wrapped__", value)
+            found |= set(getattr(getattr(function, "__code__", None), "co_names", ()))
+    return found
