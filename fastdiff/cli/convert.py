@@ -1,7 +1,7 @@
 """Write a U-Net's weights by the names of another library.
 
 IN is what `fastdiff.load_unet` reads: a file of safetensors or torch.save (of OpenAI's code, pesser's DDPM,
-lucidrains' Trainer, or ours), or a folder of diffusers. OUT is one file (.safetensors, or torch.save's), or a folder for
+lucidrains' Trainer, or ours), or a folder of diffusers. OUT is one file (.safetensors or torch.save's), or a folder for
 --dialect diffusers. What IN's weights do not tell is given as options by its own library's names:
 
   fastdiff convert ema_0.9999_250000.pt unet.safetensors --option image_size=64 --option num_heads=4
@@ -21,7 +21,7 @@ def add_arguments(parser):
     parser.add_argument("--ema", action="store_true", help="the averaged weights of IN")
     parser.add_argument("--config", metavar="FILE", help="options of IN as a JSON file, such as a config.json")
     parser.add_argument(
-        "--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="one more of them, VALUE in JSON"
+        "--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="one of them, VALUE in JSON"
     )
 
 

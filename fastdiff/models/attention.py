@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.heads, self.order, self.inner = heads, order, inner
         self.norm = norm(channels, silu=False)
         if memory:
-            self.memory = nn.Parameter(torch.randn(2, heads, memory, inner // heads))
+            self.memory = nn.Parameter(torch.empty(2, heads, memory, inner // heads).normal_())
         self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
         self.out = zeroed(nn.Linear(inner, channels))
 
@@ -49,7 +49,7 @@ class LinearAttention(nn.Module):
         self.heads, self.order, self.inner = heads, order, inner
         self.norm = norm(channels, silu=False)
         if memory:
-            self.memory = nn.Parameter(torch.randn(2, heads, inner // heads, memory))
+            self.memory = nn.Parameter(torch.empty(2, heads, inner // heads, memory).normal_())
         self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, channels)
         self.norm_out = norm(channels, silu=False)

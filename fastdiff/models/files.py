@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch.overrides import TorchFunctionMode
 
 from . import checkpoints, dialects
 from .config import UNetConfig
@@ -120,8 +121,17 @@ def _empty(config):
     """The network without memory for its weights."""
     from .unet import UNet
 
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return UNet(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: drawing none, on the meta device, takes seconds of imports."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def _write(path, content):

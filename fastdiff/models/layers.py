@@ -34,7 +34,7 @@ class TimeEmbedding(nn.Module):
         self.dim, self.act = config.channels, {"silu": F.silu, "gelu": F.gelu}[config.embedding_act]
         self.sinusoids = dict(sin_first=config.sin_first, freq_shift=config.freq_shift, theta=config.theta)
         if config.fourier_features:
-            self.fourier = nn.Parameter(torch.randn(config.fourier_features // 2))
+            self.fourier = nn.Parameter(torch.empty(config.fourier_features // 2).normal_())
         self.linear_1 = nn.Linear(config.fourier_features + 1 if config.fourier_features else config.channels, width)
         self.linear_2 = nn.Linear(width, width)
         if config.num_classes:

@@ -34,7 +34,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = channels // head_channels
         self.norm = norm(channels)
-        self.position = nn.Parameter(torch.randn(channels, size * size + 1) / channels**0.5)
+        self.position = nn.Parameter(torch.empty(channels, size * size + 1).normal_(std=channels**-0.5))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, out_channels)
 

@@ -35,7 +35,8 @@ class _Tracer(fx.Tracer):
 
 def is_plain_sequential(module):
     """Called as a whole it is its modules one after the other, and nobody listens."""
-    return isinstance(module, nn.Sequential) and original(module).forward is nn.Sequential.forward and not hooked(module)
+    plain = isinstance(module, nn.Sequential) and original(module).forward is nn.Sequential.forward
+    return plain and not hooked(module)
 
 
 def original(module):
