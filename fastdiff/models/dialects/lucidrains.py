@@ -97,4 +97,6 @@ def table(config):
 
 def refuse(config):
     """Raises where a network is none of lucidrains'."""
-    options.fixed(config, dict(FIXED, memory=options.OneOf(*range(1, 1000))), "lucidrains")
+    options.fixed(config, FIXED, "lucidrains")
+    if not config.memory:
+        raise ValueError("dialect must be one without learned keys and values, got 'lucidrains' for memory 0")
