@@ -57,9 +57,8 @@ def state_dict(content, ema=False):
     if ema and wrapped:
         content, ema = content[wrapped[0]], any(name.startswith(_EMA_PREFIXES) for name in content[wrapped[0]])
     else:
-        for name in _MODEL_KEYS:
-            if isinstance(content.get(name), dict):
-                content = content[name]
+        while inner := [content[name] for name in _MODEL_KEYS if isinstance(content.get(name), dict)]:
+            content = inner[0]
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return _unwrapped(tensors, ema)
 

@@ -96,7 +96,7 @@ def _config(dialect, shapes, given, checkpoint, place):
         return given
     if given is not None and not isinstance(given, dict):
         raise TypeError(f"config must be a UNetConfig or a dict, got {type(given).__name__}")
-    if checkpoint.ours is None and dialect != "fastdiff":
+    if dialect != "fastdiff" and (checkpoint.ours is None or given is not None):
         try:
             return dialects.DIALECTS[dialect].infer(shapes, {**(checkpoint.diffusers or {}), **(given or {})})
         except KeyError as error:
@@ -106,7 +106,7 @@ def _config(dialect, shapes, given, checkpoint, place):
         text = f"{place[0]} must be a file that UNet.save wrote, got {place[1]} without its config"
         raise ValueError(f"{text}, and by its names none of {known}")
     try:
-        return UNetConfig(**json.loads(checkpoint.ours or "{}"), **(given or {}))
+        return UNetConfig(**{**json.loads(checkpoint.ours or "{}"), **(given or {})})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place[0]} must hold a config of this version's UNet, got {place[1]}: {error}") from error
 

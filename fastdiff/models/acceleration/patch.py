@@ -1,5 +1,7 @@
 """`accelerate`: which modules get a new forward, and how they get their own back."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -67,15 +69,22 @@ class _Patch:
 
     def _owner_of(self, paths, owner):
         """Replaces the norms of one owner: in its forward, or in the parts that have one of their own."""
-        reason = "its forward holds other networks" if owner in self.models else self._rewrite(owner)
-        rest = [path for path in paths if path not in self.found]
-        for path in rest:
+        if owner in self.models:
+            reason, parts = "its forward holds other networks", True
+        else:
+            reason, parts = self._rewrite(owner), False
+        reason = f"{owner or 'the module'}: {reason}" if reason else ""
+        for path in [path for path in paths if path not in self.found]:
             sequential = self._sequential(path, owner)
-            if sequential is not None:
-                self._rewrite(sequential)
-        self._adjacent(owner, [path for path in rest if path not in self.found])
-        for path in [path for path in rest if path not in self.found or not self.found[path].replaced]:
-            self._alone(path, f"{owner or 'the module'}: {reason}" if reason else "")
+            if sequential is None or self._rewrite(sequential):
+                continue
+            if not parts:  # what a forward takes apart is replaced piece by piece as well
+                site = self.found[path]
+                self._alone(path, reason)
+                self.found[path] = dataclasses.replace(site, reason=reason)
+        self._adjacent(owner, [path for path in paths if path not in self.found])
+        for path in [path for path in paths if path not in self.found]:
+            self._alone(path, reason)
 
     def _sequential(self, path, owner):
         """The outermost Sequential between a norm and its owner."""
@@ -94,18 +103,18 @@ class _Patch:
             return "it is a norm itself"
         for args in rewriting.variants(module):
             try:
-                _, matches = rewriting.rewrite(module, args, {}, len(args))
+                _, matches = rewriting.rewrite(module, args, {}, [arg.dim() for arg in args])
             except tracing.ERRORS as failure:
                 reason = f"its forward cannot be traced: {_first_sentence(failure)}"
                 continue
-            for path, match in matches.items():
-                best.setdefault(path, []).append(match)
+            for path, (_, calls) in matches.items():
+                best.setdefault(path, []).extend(calls)
         if not best:
             return reason
         swapping.swap(module, rewriting.Rewritten(module))
-        for path, matches in best.items():
-            full = f"{owner}.{path}" if owner else path
-            self.found[full] = Site(full, _kind(matches[0][0], [match for _, match in matches]), True)
+        for path, calls in best.items():
+            full = f"{owner}.{path}" if owner and path else owner or path
+            self.found[full] = Site(full, _kind(self.norms[full], calls), True)
         return ""
 
     def _adjacent(self, owner, paths):

@@ -48,7 +48,7 @@ def norm_of(module):
 
 def _graph(module):
     try:
-        return tracing.trace(module, 1, lambda tensors: (tensors, {}))
+        return tracing.trace(module, (4,), lambda tensors: (tensors, {}))
     except tracing.ERRORS:
         return None
 

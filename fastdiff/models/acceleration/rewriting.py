@@ -32,20 +32,20 @@ class Rewritten:
         if function is None:
             if torch.compiler.is_compiling():
                 return self.original(module, *args, **kwargs)
-            function = self.functions[kind] = self._build(module, args, kwargs, len(tensors))
+            function = self.functions[kind] = self._build(module, args, kwargs, [t.dim() for t in tensors])
         return function(module, *tensors) if function else self.original(module, *args, **kwargs)
 
-    def _build(self, module, args, kwargs, count):
+    def _build(self, module, args, kwargs, given):
         try:
-            graph, matches = rewrite(module, args, kwargs, count)
+            graph, matches = rewrite(module, args, kwargs, given)
             return compiled(module, graph) if matches else False
         except tracing.ERRORS:
             return False
 
 
-def rewrite(module, args, kwargs, count):
-    """(graph, {path of a norm: its match}) of a forward called so."""
-    graph = tracing.trace(module, count, lambda tensors: _rebuilt((args, kwargs), iter(tensors)))
+def rewrite(module, args, kwargs, given):
+    """(graph, {path of a norm: (what it is, the matches of its calls)}) of a forward called so."""
+    graph = tracing.trace(module, given, lambda tensors: _rebuilt((args, kwargs), iter(tensors)))
     modules, matches = dict(module.named_modules()), {}
     for node in list(graph.nodes):
         if node.op != "call_module" or tracing.hooked(modules[node.target]) or len(node.args) != 1 or node.kwargs:
@@ -61,7 +61,7 @@ def rewrite(module, args, kwargs, count):
         else:
             names = [f"{path}.{name}" if target.affine else None for name in ("weight", "bias")]
             patterns.replace(graph, found, *names, target.num_groups, target.eps)
-        matches[path] = (norm, found)
+        matches.setdefault(path, (norm, []))[1].append(found)
     return graph, matches
 
 
@@ -72,12 +72,15 @@ def compiled(module, graph):
 
 
 def variants(module):
-    """Arguments that a forward may be called with: those that it needs, as tensors, and with or without the others."""
+    """Arguments that a forward may be called with: those that it needs, as tensors, and with or without the others.
+
+    The first is taken for a map, the others for embeddings [B, C].
+    """
     parameters = list(inspect.signature(tracing.original(module).forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = len([p for p in named if p.default is p.empty])
-    tensor = torch.empty(0)
-    return [(tensor,) * count for count in sorted({needed, len(named)})] or [(tensor,)]
+    few = sorted({needed, len(named)} - {0}) or [1]
+    return [(torch.empty(0, 0, 0, 0), *(torch.empty(0, 0) for _ in range(count - 1))) for count in few]
 
 
 def _kind(value, tensors):
@@ -86,7 +89,7 @@ def _kind(value, tensors):
         return type(value), value
     if isinstance(value, torch.Tensor) and not isinstance(value, fx.Proxy):
         tensors.append(value)
-        return torch.Tensor
+        return torch.Tensor, value.dim()
     if type(value) in (tuple, list):
         return type(value), tuple(_kind(item, tensors) for item in value)
     raise TypeError

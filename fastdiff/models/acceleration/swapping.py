@@ -1,6 +1,7 @@
 """Another forward for one module, by a class of its own; and the way back."""
 
 import copy
+import copyreg
 
 from . import tracing
 
@@ -13,10 +14,8 @@ def swap(module, call):
         return call(self, args, kwargs)
 
     def reduce(self, protocol):
-        plain = copy.copy(self.__dict__)
-        other = original.__new__(original)
-        other.__dict__.update(plain)
-        return other.__reduce_ex__(protocol)
+        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return copyreg._reconstructor, (original, object, None), state
 
     def deepcopy(self, memo):
         other = memo[id(self)] = type(self).__new__(type(self))

@@ -2,11 +2,15 @@
 kept."""
 
 import contextlib
+import inspect
+import itertools
 from unittest import mock
 
 import torch
 import torch.utils.checkpoint
 from torch import fx, nn
+
+from . import ranks
 
 CONTEXTS = {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled"}
 # What a graph may come to: anything that a forward does to a tensor that is none.
@@ -14,20 +18,49 @@ ERRORS = (Exception,)
 
 
 class _Map(fx.Proxy):
-    """A proxy that passes for a tensor where a forward asks."""
+    """The proxy of a tensor of known rank: it passes for a tensor where a forward asks, and answers len(x.shape)."""
 
     __class__ = property(lambda self: torch.Tensor)
     _is_param = False  # nn.Parameter asks this of tensors
+
+    def __getattr__(self, name):
+        if name == "ndim":
+            return self.node.meta["rank"]
+        return _Shape(self, name) if name == "shape" else super().__getattr__(name)
+
+    def dim(self):
+        return self.node.meta["rank"]
+
+
+class _Shape(fx.proxy.Attribute):
+    def __len__(self):
+        return self.root.node.meta["rank"]
 
 
 class _Tracer(fx.Tracer):
     traced_func_name = "_fastdiff_entry"
 
+    def __init__(self, module, given):
+        super().__init__()
+        self.given, self.modules = iter(given), dict(module.named_modules())
+        named = itertools.chain(module.named_parameters(), module.named_buffers())
+        self.tensors = {path: tensor.dim() for path, tensor in named}
+
     def is_leaf_module(self, module, path):
-        return not is_plain_sequential(module)
+        return True
+
+    def call_module(self, module, forward, args, kwargs):
+        if is_plain_sequential(module):  # in line, also where it is a slice of one, which has no path
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
 
     def proxy(self, node):
-        return _Map(node, self) if node.op == "placeholder" else super().proxy(node)
+        if node.op == "placeholder":
+            rank = next(self.given)
+        else:
+            rank = ranks.rank_of(node, self.modules, self.tensors)
+        node.meta["rank"] = rank
+        return super().proxy(node) if rank is None else _Map(node, self)
 
     def create_arg(self, value):
         return value.node if type(value) is _Map else super().create_arg(value)
@@ -49,13 +82,13 @@ def hooked(module):
     return any(getattr(module, name, None) for name in names)
 
 
-def trace(module, flat, rebuild):
-    """The graph of module.forward(*args, **kwargs), (args, kwargs) = rebuild(as many proxies as flat says).
+def trace(module, given, rebuild):
+    """The graph of module.forward(*args, **kwargs), (args, kwargs) = rebuild(proxies), one of each rank given.
 
     Raises where the forward depends on the values of its tensors, or on what a graph does not hold.
     """
     cls = original(module)
-    contexts = CONTEXTS & _names(cls)
+    contexts = CONTEXTS & _names(cls, cls.forward)
     if contexts:
         raise ValueError(f"it uses {', '.join(sorted(contexts))}")
 
@@ -63,21 +96,21 @@ def trace(module, flat, rebuild):
         args, kwargs = rebuild(tensors)
         return cls.forward(self, *args, **kwargs)
 
-    names = ", ".join(["self", *(f"a{i}" for i in range(flat))])
+    names = ", ".join(["self", *(f"a{i}" for i in range(len(given)))])
     entry = eval(f"lambda {names}: call({names})", {"call": call})  # the tracer reads the names
-    graph, constants = _traced(module, type(cls.__name__, (cls,), {"_fastdiff_entry": entry}))
+    graph, constants = _traced(module, type(cls.__name__, (cls,), {"_fastdiff_entry": entry}), given)
     if constants:
         raise ValueError("it makes a tensor that depends on none of its arguments")
     return graph
 
 
-def _traced(module, cls):
+def _traced(module, cls, given):
     """(graph, names of constants that the tracer left in the module, now gone) of the module in that class."""
     before = type(module)
     module.__class__ = cls
     try:
         with _refusing_functions():
-            return _Tracer().trace(module), _forget_constants(module)
+            return _Tracer(module, given).trace(module), _forget_constants(module)
     finally:
         module.__class__ = before
         _forget_constants(module)
@@ -107,11 +140,14 @@ def _refusing_functions():
         yield
 
 
-def _names(cls):
-    """Every name that the methods of a class use, its parents' below nn.Module too."""
-    found = set()
-    for parent in cls.__mro__[: cls.__mro__.index(nn.Module)]:
-        for value in vars(parent).values():
-            function = getattr(value, "__wrapped__", value)
-            found |= set(getattr(getattr(function, "__code__", None), "co_names", ()))
-    return found
+def _names(cls, function, seen=None):
+    """Every name that a method uses, and those methods of its class that it names."""
+    seen = set() if seen is None else seen
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    names = set(code.co_names) if code else set()
+    for name in names - seen:
+        seen.add(name)
+        method = getattr(cls, name, None)
+        if inspect.isfunction(method) and not hasattr(nn.Module, name):
+            names |= _names(cls, method, seen)
+    return names
