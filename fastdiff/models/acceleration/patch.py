@@ -181,11 +181,12 @@ def _below(path, owner):
 
 
 def _layouts(module):
-    """The parameters that are 4-d and not channels_last."""
-    weights = [p for p in module.parameters() if p.dim() == 4]
-    return [p for p in weights if not p.is_contiguous(memory_format=torch.channels_last)]
+    """The 4-d parameters and their strides."""
+    return [(parameter, parameter.stride()) for parameter in module.parameters() if parameter.dim() == 4]
 
 
-def _relay(weights):
-    for weight in weights:
-        weight.data = weight.data.contiguous()
+def _relay(layouts):
+    for parameter, stride in layouts:
+        if parameter.stride() != stride:
+            data = parameter.data
+            parameter.data = data.new_empty_strided(data.shape, stride).copy_(data)

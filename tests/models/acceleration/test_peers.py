@@ -54,6 +54,13 @@ def gradients(model):
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
+def assert_near(found, wanted):
+    """Relative to the largest of all: a key's bias has a gradient of rounding alone."""
+    scale = max(each.abs().max().item() for each in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6 * scale)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_and_gradients(name):
     make, options, kinds = NETWORKS[name]
@@ -62,8 +69,7 @@ def test_outputs_and_gradients(name):
     report = fastdiff.accelerate(model, probe=(X, T), channels_last=True)
     assert collections.Counter(site.kind for site in report.sites) == kinds and not report.left
     assert report.error < 2e-5 and list(model.state_dict()) == keys
-    for found, right in zip(gradients(model), wanted, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-3, atol=2e-5 * right.abs().max().item())
+    assert_near(gradients(model), wanted)
     report.undo()
     assert torch.equal(tensor(model(X, T)), expected)
 
@@ -72,6 +78,7 @@ def test_a_step_of_training():
     """The same loss curve, through an optimiser and train mode."""
     losses = []
     for accelerated in (False, True):
+        torch.manual_seed(0)
         model = drawn(diffusers_unet()).train()
         if accelerated:
             fastdiff.accelerate(model)
@@ -92,8 +99,7 @@ def test_gradient_checkpointing():
     wanted = gradients(model)
     fastdiff.accelerate(model)
     model.enable_gradient_checkpointing()
-    for found, right in zip(gradients(model), wanted, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-3, atol=2e-5 * right.abs().max().item())
+    assert_near(gradients(model), wanted)
 
 
 def test_torchvision():
