@@ -75,7 +75,7 @@ def test_both_formats_of_torch(zipped, tmp_path):
 
 def test_no_code_is_unpickled(tmp_path):
     torch.save({"model": weights(), "args": UNetConfig()}, tmp_path / "m.pt")
-    with pytest.raises(ValueError, match=r"path must be safetensors, or torch.save's weights alone, got .*m.pt: Weights"):
+    with pytest.raises(ValueError, match=r"path must be safetensors, or torch.save's weights alone, .*m.pt: Weights"):
         load_unet(tmp_path / "m.pt", config=OPTIONS)
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_file(keep, tmp_path):
     torch.save(weights(), tmp_path / "m.pt")
     content = (tmp_path / "m.pt").read_bytes()
     (tmp_path / "m.pt").write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(ValueError, match="path must be safetensors, or torch.save's weights alone"):
+    with pytest.raises(ValueError, match=r"path must be safetensors, or torch\.save's weights alone"):
         load_unet(tmp_path / "m.pt", config=OPTIONS)
 
 
@@ -95,17 +95,20 @@ def test_every_wrong_key_is_in_one_error(tmp_path):
     wrong["middle_block.1.qkv.weight"] = torch.zeros(192, 32, 1)
     wrong["input_blocks.0.0.bias"] = torch.zeros(31)
     save_file(wrong, tmp_path / "m.safetensors")
-    for source, place in ((wrong, "source .* got a state dict"), (tmp_path / "m.safetensors", "path .* got .*m.safetensors")):
-        with pytest.raises(ValueError, match=place) as error:
+    file = tmp_path / "m.safetensors"
+    for source, place, got in ((wrong, "source", "a state dict"), (file, "path", file)):
+        with pytest.raises(ValueError) as error:
             load_unet(source, config=OPTIONS)
-        assert "must hold the weights of its own config" in str(error.value)
-        assert "2 missing: time_embed.2.bias, out.0.weight; 1 unexpected: extra.weight; 2 of another shape:" in str(error.value)
-        assert "input_blocks.0.0.bias [31] for [32], middle_block.1.qkv.weight [192, 32, 1] for [192, 64, 1]" in str(error.value)
+        assert str(error.value) == (
+            f"{place} must hold the weights of its own config, got {got}: 2 missing: time_embed.2.bias, out.0.weight;"
+            " 1 unexpected: extra.weight; 2 of another shape: input_blocks.0.0.bias [31] for [32],"
+            " middle_block.1.qkv.weight [192, 32, 1] for [192, 64, 1]"
+        )
 
 
 def test_too_little_to_tell(tmp_path):
     few = {key: value for key, value in weights().items() if "input_blocks.1" not in key and "out." not in key}
-    with pytest.raises(ValueError, match="source must be a checkpoint of openai, got a state dict: no '.*' among its"):
+    with pytest.raises(ValueError, match=r"source must be a checkpoint of openai, got a state dict: no '.*' among"):
         load_unet(few, config=OPTIONS)
 
 
@@ -156,29 +159,28 @@ class Watch(TorchDispatchMode):
         self.highest = max(self.highest, anonymous())
         return result
 
-path, config = sys.argv[1], dict(image_size=32, num_heads=1)
+models, config = [], dict(image_size=32, num_heads=1)
 with Watch():
-    load_unet(sys.argv[2], config=config)  # what the first call imports
-before = anonymous()
-with Watch() as watch:
-    model = load_unet(path, config=config)
-size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(size, watch.highest - before, anonymous() - before)
+    load_unet(sys.argv[1], config=config)  # what the first call imports
+for path in sys.argv[2:]:
+    before = anonymous()
+    with Watch() as watch:
+        models.append(load_unet(path, config=config))
+    size = sum(p.numel() * p.element_size() for p in models[-1].parameters())
+    print(size, watch.highest - before, anonymous() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_the_weights_are_in_memory_once(suffix, tmp_path):
+def test_the_weights_are_in_memory_once(tmp_path):
     """Anonymous memory at every operation of loading, and after; the mapped file is the kernel's to drop."""
-    openai = dict(sin_first=False, freq_shift=0, norm_eps=1e-5, qkv_order="heads", heads=1, stem_channels=96)
-    for name, channels in (("large", 96), ("small", 32)):
-        openai["stem_channels"] = channels
-        model = UNet(UNetConfig(channels=channels, **openai))
-        save_unet(model, tmp_path / f"{name}.{suffix}", "openai")
-    del model
-    paths = [str(tmp_path / f"{name}.{suffix}") for name in ("large", "small")]
+    openai = dict(sin_first=False, freq_shift=0, norm_eps=1e-5, qkv_order="heads", heads=1)
+    paths = [str(tmp_path / name) for name in ("small.pt", "large.pt", "large.safetensors")]
+    for path, channels in zip(paths, (32, 96, 96), strict=True):
+        save_unet(UNet(UNetConfig(channels=channels, stem_channels=channels, **openai)), path, "openai")
     output = subprocess.run([sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, check=True)
-    size, highest, after = map(int, output.stdout.split())
-    assert size > 75e6
-    assert highest < 1.1 * size and after < 1.1 * size
+    found = [[int(word) for word in line.split()] for line in output.stdout.splitlines()]
+    assert len(found) == 2
+    for size, highest, after in found:
+        assert size > 75e6
+        assert 0.5 * size < highest < 1.1 * size and after < 1.1 * size

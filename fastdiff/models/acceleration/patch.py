@@ -24,6 +24,8 @@ def accelerate(module, *, channels_last=False, probe=None):
     not, numbers, training) is looked at in each call; attributes of the module are taken as they are when it is first
     called.
 
+    Gradients are as before, but the ops have no second derivative.
+
     Returns a `Report`: print it; report.undo(), or `fastdiff.restore(module)`, undoes all. Raises ValueError, having
     undone all, where the probe's output differs.
     """

@@ -7,8 +7,8 @@ from torch import fx, nn
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _SAME = {
     "add", "clone", "contiguous", "div", "float", "half", "double", "mul", "neg", "silu", "sub", "to", "type",
-    "type_as", "chunk", "relu", "sigmoid", "tanh", "addcmul", "gelu", "pow", "truediv", "split", "normalize", "group_norm",
-    "interpolate", "dropout",
+    "type_as", "chunk", "relu", "sigmoid", "tanh", "addcmul", "gelu", "pow", "truediv", "split", "normalize",
+    "group_norm", "interpolate", "dropout",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from torch import fx
 from . import patterns, tracing
 
 _CONSTANTS = (type(None), bool, int, float, str)
+_MOST = 32  # graphs of one forward: numbers among its arguments may be others in each call
 
 
 class Rewritten:
@@ -30,7 +31,7 @@ class Rewritten:
         kind = (*kinds, module.training, torch.is_grad_enabled())
         function = self.functions.get(kind)
         if function is None:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or len(self.functions) == _MOST:
                 return self.original(module, *args, **kwargs)
             function = self.functions[kind] = self._build(module, args, kwargs, [t.dim() for t in tensors])
         return function(module, *tensors) if function else self.original(module, *args, **kwargs)

@@ -55,10 +55,8 @@ class _Tracer(fx.Tracer):
         return super().call_module(module, forward, args, kwargs)
 
     def proxy(self, node):
-        if node.op == "placeholder":
-            rank = next(self.given)
-        else:
-            rank = ranks.rank_of(node, self.modules, self.tensors)
+        given = node.op == "placeholder"
+        rank = next(self.given) if given else ranks.rank_of(node, self.modules, self.tensors)
         node.meta["rank"] = rank
         return super().proxy(node) if rank is None else _Map(node, self)
 

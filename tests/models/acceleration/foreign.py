@@ -15,14 +15,13 @@ class GroupNorm32(nn.GroupNorm):
 class OpenAIBlock(nn.Module):
     """A residual block in OpenAI's manner: FiLM or a sum, taken apart in its forward."""
 
-    def __init__(self, channels, out_channels, width, film, checkpointed=False):
+    def __init__(self, channels, out_channels, embedding, film, checkpointed=False):
         super().__init__()
         self.film, self.checkpointed = film, checkpointed
-        self.in_layers = nn.Sequential(GroupNorm32(4, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * out_channels if film else out_channels))
-        self.out_layers = nn.Sequential(
-            GroupNorm32(4, out_channels), nn.SiLU(), nn.Dropout(0.5), nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        )
+        first, second = (nn.Conv2d(width, out_channels, 3, padding=1) for width in (channels, out_channels))
+        self.in_layers = nn.Sequential(GroupNorm32(4, channels), nn.SiLU(), first)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels if film else out_channels))
+        self.out_layers = nn.Sequential(GroupNorm32(4, out_channels), nn.SiLU(), nn.Dropout(0.5), second)
         self.skip_connection = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x, emb):

@@ -26,7 +26,7 @@ def weights(tmp_path):
 
 
 def forward(w, x, t, levels=3, blocks=2):
-    """levels counted from the finest in both halves; one head; asymmetric padding; [sin, cos] over half - 1; eps 1e-6."""
+    """Levels from the finest in both halves; one head; asymmetric padding; [sin, cos] over half - 1; eps 1e-6."""
 
     def conv(name, h, **options):
         return F.conv2d(h, w[f"{name}.weight"], w[f"{name}.bias"], **options)
@@ -87,7 +87,7 @@ def test_ddims_checkpoints_are_lists(weights, ema, tmp_path):
 
 
 def test_what_is_asked(weights):
-    with pytest.raises(ValueError, match="config must say what the weights cannot: image_size$"):
+    with pytest.raises(ValueError, match=r"config must say what the weights cannot: image_size$"):
         load_unet(weights)
     with pytest.raises(ValueError, match=r"config must hold options of the dialect \(image_size, dropout\), got size"):
         load_unet(weights, config=dict(size=16))

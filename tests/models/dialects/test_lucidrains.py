@@ -66,7 +66,7 @@ def test_gradients():
 def before_2():
     """As 1.x had it: GroupNorm of 8 groups in the blocks, and convolutions of standardised weights."""
     model = theirs(SMALL)
-    for name, module in list(model.named_modules()):
+    for module in list(model.modules()):
         if type(module).__name__ == "Block":
             width = module.proj.out_channels
             standard = StandardizedConv2d(module.proj.in_channels, width, 3, padding=1)
