@@ -2,8 +2,8 @@
 
 from .acceleration import accelerate, restore
 from .config import UNetConfig
+from .costs import summary
 from .files import load_unet, save_unet
-from .summary import summary
 from .unet import UNet
 
 __all__ = ["UNet", "UNetConfig", "accelerate", "load_unet", "restore", "save_unet", "summary"]

@@ -134,3 +134,15 @@ def drawn(model):
 
 def image(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model, args):
+    args = tuple(arg.detach().clone().requires_grad_() for arg in args)
+    model.zero_grad(set_to_none=True)
+    model(*args).square().sum().backward()
+    return [value.grad.clone() for value in (*args, *model.parameters()) if value.grad is not None]
+
+
+def assert_near(found, expected):
+    tolerance = 1e-5 * expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=tolerance)
