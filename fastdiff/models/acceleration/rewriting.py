@@ -1,6 +1,8 @@
 """A module's forward with its norms as fused ops, rebuilt for each kind of arguments that it is called with."""
 
 import inspect
+import threading
+import warnings
 
 import torch
 from torch import fx
@@ -31,7 +33,7 @@ class Rewritten:
         kind = (*kinds, module.training, torch.is_grad_enabled())
         function = self.functions.get(kind)
         if function is None:
-            if torch.compiler.is_compiling() or len(self.functions) == _MOST:
+            if torch.compiler.is_compiling() or len(self.functions) == _MOST or not _alone():
                 return self.original(module, *args, **kwargs)
             function = self.functions[kind] = self._build(module, args, kwargs, [t.dim() for t in tensors])
         return function(module, *tensors) if function else self.original(module, *args, **kwargs)
@@ -40,8 +42,16 @@ class Rewritten:
         try:
             graph, matches = rewrite(module, args, kwargs, given)
             return compiled(module, graph) if matches else False
-        except tracing.ERRORS:
-            return False
+        except tracing.ERRORS as failure:
+            reason = str(failure).partition("\n")[0]
+        name = tracing.original(module).__name__
+        warnings.warn(f"{name}.forward keeps its own norms for such arguments: {reason}", RuntimeWarning, stacklevel=2)
+        return False
+
+
+def _alone():
+    """Tracing patches nn.Module for the whole process: it waits for a call outside of threads."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def rewrite(module, args, kwargs, given):

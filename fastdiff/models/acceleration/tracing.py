@@ -1,5 +1,4 @@
-"""A module's forward as a graph, for one kind of arguments. Modules below it stay calls, so that their hooks are
-kept."""
+"""A module's forward as a graph, for one kind of arguments. Modules below it stay calls: their hooks are kept."""
 
 import contextlib
 import inspect
@@ -12,8 +11,9 @@ from torch import fx, nn
 
 from . import ranks
 
-CONTEXTS = {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled"}
-# What a graph may come to: anything that a forward does to a tensor that is none.
+# What a graph does not hold, by the names that bring it in.
+CONTEXTS = {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "a decorator"}
+# What tracing may end in: anything that a forward does with a tensor and that a proxy cannot.
 ERRORS = (Exception,)
 
 
@@ -104,21 +104,17 @@ def trace(module, given, rebuild):
 
 def _traced(module, cls, given):
     """(graph, names of constants that the tracer left in the module, now gone) of the module in that class."""
-    before = type(module)
+    before, attributes = type(module), set(vars(module))
     module.__class__ = cls
     try:
         with _refusing_functions():
-            return _Tracer(module, given).trace(module), _forget_constants(module)
+            graph = _Tracer(module, given).trace(module)
     finally:
         module.__class__ = before
-        _forget_constants(module)
-
-
-def _forget_constants(module):
-    names = [name for name in module.__dict__ if name.startswith("_tensor_constant")]
-    for name in names:
-        delattr(module, name)
-    return names
+        constants = [name for name in vars(module) if name not in attributes and name.startswith("_tensor_constant")]
+        for name in constants:
+            delattr(module, name)
+    return graph, constants
 
 
 @contextlib.contextmanager
@@ -143,6 +139,8 @@ def _names(cls, function, seen=None):
     seen = set() if seen is None else seen
     code = getattr(inspect.unwrap(function), "__code__", None)
     names = set(code.co_names) if code else set()
+    if hasattr(function, "__wrapped__"):
+        names.add("a decorator")
     for name in names - seen:
         seen.add(name)
         method = getattr(cls, name, None)

@@ -1,5 +1,7 @@
 """Which forwards are followed, what in them is the pattern, and what only looks like it."""
 
+import concurrent.futures
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,12 @@ class UnderAutocast(Normed):
             return self.act(self.norm(x))
 
 
+class Decorated(Normed):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.act(self.norm(x))
+
+
 class Constant(Normed):
     def forward(self, x):
         return self.act(self.norm(x)) + torch.ones(1)
@@ -52,6 +60,7 @@ class Asking(Normed):
 @pytest.mark.parametrize("kind, reason", [
     (Deciding, "symbolically traced variables cannot be used as inputs to control flow"),
     (UnderAutocast, "it uses autocast"),
+    (Decorated, "it uses a decorator"),
     (Constant, "it makes a tensor that depends on none of its arguments"),
 ])  # fmt: skip
 def test_what_cannot_be_traced_says_why(kind, reason):
@@ -147,3 +156,45 @@ def test_numbers_that_are_others_in_each_call():
         assert_near(model(X, factor / 7), F.silu(model.norm(X)) * (factor / 7))
     cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "functions"))
     assert len(cell.functions) == 32
+
+
+class Choosing(Normed):
+    """A forward that a first kind of argument lets be followed, and another does not."""
+
+    def forward(self, x, threshold=None):
+        if threshold is not None and x.mean() > threshold:
+            return x
+        return self.act(self.norm(x))
+
+
+def test_a_call_that_cannot_be_followed_says_so_once():
+    model = drawn(Choosing())
+    expected = model(X, -10.0), model(X, 10.0)
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm + SiLU"
+    with pytest.warns(RuntimeWarning, match=r"Choosing\.forward keeps its own norms for such arguments: symbolically"):
+        assert torch.equal(model(X, -10.0), expected[0])
+    with pytest.warns(RuntimeWarning):  # another number, another kind
+        assert_near(model(X, 10.0), expected[1])
+    assert torch.equal(model(X, -10.0), expected[0])
+
+
+def test_attributes_of_a_graph_module_are_kept():
+    """A module that itself came out of torch.fx has constants by the tracer's names."""
+    model = drawn(Constant())
+    traced = torch.fx.symbolic_trace(model)
+    names = [name for name in dir(traced) if name.startswith("_tensor_constant")]
+    expected = traced(X)
+    fastdiff.accelerate(traced)
+    assert names and names == [name for name in dir(traced) if name.startswith("_tensor_constant")]
+    assert_near(traced(X), expected)
+
+
+def test_threads_do_not_trace():
+    """DataParallel calls from threads, and tracing is the whole process's."""
+    model = drawn(Block(False))
+    expected = model(X, EMB)
+    fastdiff.accelerate(model)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: model(X, EMB), range(8)):
+            assert_near(found, expected)
+    assert_near(model(X, EMB), expected)
