@@ -1,0 +1,60 @@
+"""A discrete variance-preserving process in continuous time, so that what was made for SDEs runs its networks."""
+
+import math
+
+import torch
+
+from .continuous import ContinuousProcess, precise
+
+
+class InterpolatedProcess(ContinuousProcess):
+    """Time is u = ln(sigma / alpha): alpha^2 = 1 / (1 + exp(2 u)), sigma^2 = 1 - alpha^2, dx = -sigma^2 x du + sqrt(2) sigma dw.
+
+    From u of the process' first timestep to that of its last. The network is fed the fractional timestep at which u,
+    interpolated linearly between the integer ones, is met, as k-diffusion's DiscreteEpsDDPMDenoiser does: it must take
+    float times, as networks with a sinusoidal embedding do.
+
+    Args:
+        process: `fastdiff.GaussianProcess` of prediction "eps", "score", "x0" or "v", with alpha above 0.
+
+    Clean data lies at u = -inf. Attributes as for `ContinuousProcess`; prior_std = 1.
+    Source of the interpolation: Karras et al., "Elucidating the design space of diffusion-based generative models",
+    2022, appendix C.3.4, which rounds; of the flow: Song et al. 2021, equation 13.
+    """
+
+    t_end = -math.inf
+
+    def __init__(self, process):
+        if not hasattr(process, "alphas_cumprod") or not hasattr(process, "timestep_map"):
+            raise TypeError(f"process must be a GaussianProcess, got {type(process).__name__}")
+        if process.num_timesteps < 2 or not (process.alpha > 0).all():
+            raise ValueError("process must have two timesteps or more and alpha above 0, got one without")
+        self.levels, self.timestep_map = process.noise_level.log(), process.timestep_map.double()
+        self.num_timesteps = process.num_timesteps
+        super().__init__(process.prediction, self.levels[0].item(), self.levels[-1].item())
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.num_timesteps} timesteps, prediction={self.prediction!r})"
+
+    def alpha(self, t):
+        return torch.sigmoid(-2 * precise(t)).sqrt()
+
+    def sigma(self, t):
+        return torch.sigmoid(2 * precise(t)).sqrt()
+
+    def drift(self, t):
+        return -torch.sigmoid(2 * precise(t))
+
+    def diffusion(self, t):
+        return math.sqrt(2) * self.sigma(t)
+
+    def label(self, t):
+        t = precise(t)
+        levels, timesteps = (table.to(t.device, t.dtype) for table in (self.levels, self.timestep_map))
+        above = torch.searchsorted(levels, t.contiguous()).clamp(1, len(levels) - 1)
+        below = above - 1
+        part = ((t - levels[below]) / (levels[above] - levels[below])).clamp(0, 1)
+        return torch.lerp(timesteps[below], timesteps[above], part)
+
+    def time_at(self, noise_level):
+        return precise(noise_level).log()
