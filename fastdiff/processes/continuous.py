@@ -148,8 +148,7 @@ class ContinuousProcess:
         return f"({self.t_end:g}, {self.t_max:g}]"
 
 
-def precise(t):
-    """t as a tensor of float64, float32 on devices that have no float64."""
-    if not isinstance(t, torch.Tensor):
-        return torch.as_tensor(t, dtype=torch.float64)
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+def precise(t, device=None):
+    """t as a tensor of float64, float32 on devices that have no float64; on `device` where it is a number."""
+    device = t.device if isinstance(t, torch.Tensor) else torch.device(device or "cpu")
+    return torch.as_tensor(t, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -58,3 +58,8 @@ class InterpolatedProcess(ContinuousProcess):
 
     def time_at(self, noise_level):
         return precise(noise_level).log()
+
+
+def continuous(process):
+    """The process itself where it has continuous time, a `GaussianProcess` as its `InterpolatedProcess`."""
+    return process if hasattr(process, "time_at") else InterpolatedProcess(process)
