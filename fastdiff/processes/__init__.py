@@ -2,5 +2,17 @@
 
 from . import schedules, spacing
 from .gaussian import GaussianProcess
+from .interpolated import InterpolatedProcess
+from .ncsn import NCSNProcess
+from .sde import VESDE, VPSDE, SubVPSDE
 
-__all__ = ["GaussianProcess", "schedules", "spacing"]
+__all__ = [
+    "VESDE",
+    "VPSDE",
+    "GaussianProcess",
+    "InterpolatedProcess",
+    "NCSNProcess",
+    "SubVPSDE",
+    "schedules",
+    "spacing",
+]

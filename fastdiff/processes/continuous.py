@@ -47,13 +47,16 @@ class ContinuousProcess:
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    def marginal(self, t):
+        return Marginal(self.alpha(t), self.sigma(t))
+
     def noise_level(self, t):
         """sigma / alpha."""
         return self.sigma(t) / self.alpha(t)
 
     def to_x0(self, t):
         """(p_x, p_m) of x0 = p_x * x_t + p_m * model_output, like t."""
-        return predictions.to_x0(self.prediction, Marginal(self.alpha(t), self.sigma(t)))
+        return predictions.to_x0(self.prediction, self.marginal(t))
 
     def flow(self, t):
         """(of_x, of_x0) of the probability-flow ODE dx/dt = of_x * x + of_x0 * x0, where x0 = E[x_0 | x_t].
@@ -79,7 +82,7 @@ class ContinuousProcess:
             times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"timesteps must be times or their number, got {timesteps!r}") from error
-        inside = times.dim() == 1 and len(times) > 0 and not self._outside(times).any()
+        inside = times.dim() == 1 and len(times) > 0 and not ((times <= self.t_end) | self._outside(times)).any()
         if not inside or (times.diff() >= 0).any():
             raise ValueError(f"timesteps must be decreasing times in {self._range()}, got {times.tolist()}")
         return times
@@ -100,7 +103,8 @@ class ContinuousProcess:
         dtype = options.get("dtype") or x_start.dtype
         precision = torch.float64 if dtype is torch.float64 else torch.float32
         samples = torch.arange(len(t), device=t.device)  # every sample has a table entry of its own
-        return ops.q_sample(x_start, samples, self.alpha(t).to(precision), self.sigma(t).to(precision), noise, **options)
+        alpha, sigma = self.alpha(t).to(precision), self.sigma(t).to(precision)
+        return ops.q_sample(x_start, samples, alpha, sigma, noise, **options)
 
     def predict_x0(self, x_t, t, model_output):
         """x0 = p_x(t) * x_t + p_m(t) * model_output, not clipped. t [B] floating. Differentiable."""
@@ -108,15 +112,11 @@ class ContinuousProcess:
 
     def predict_eps(self, x_t, t, model_output):
         """eps = (x_t - alpha * x0) / sigma from the model's output; all else as in `predict_x0`."""
-        return self._combine(
-            t, lambda t: predictions.to_eps(self.prediction, Marginal(self.alpha(t), self.sigma(t))), x_t, model_output
-        )
+        return self._combine(t, lambda t: predictions.to_eps(self.prediction, self.marginal(t)), x_t, model_output)
 
     def target(self, x_start, t, noise):
         """What the network should return at x_t = alpha * x_start + sigma * noise; all else as in `predict_x0`."""
-        return self._combine(
-            t, lambda t: predictions.line(self.prediction, Marginal(self.alpha(t), self.sigma(t))), x_start, noise
-        )
+        return self._combine(t, lambda t: predictions.line(self.prediction, self.marginal(t)), x_start, noise)
 
     def prior_log_prob(self, z):
         """log N(z; 0, prior_std^2) in nats, [B]; z [B, *]. What likelihoods take the end of the flow to be."""
@@ -141,11 +141,11 @@ class ContinuousProcess:
         return precise(t).masked_fill(outside, torch.nan)
 
     def _outside(self, t):
-        # float32 times may round past t_max.
-        return ~((t > self.t_end) & (t <= self.t_max * (1 + 1e-6)))
+        past = 1e-6 * abs(self.t_max)  # float32 times may round past t_max
+        return ~((t >= self.t_end) & (t <= self.t_max + past) & (self.sigma(t) > 0))
 
     def _range(self):
-        return f"({self.t_end:g}, {self.t_max:g}]"
+        return f"({self.t_end:g}, {self.t_max:g}]"  # with t_end itself where sigma is positive there, as in VE
 
 
 def precise(t, device=None):

@@ -32,9 +32,9 @@ def integrate(f, y, start, end, *, method="RK45", rtol=1e-5, atol=1e-5):
         f: f(t, y) -> dy/dt; t is a float, y and its result tuples of tensors.
         y: tuple of tensors, on one device.
         start, end: floats, in either order.
-        method: of scipy ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"), in float64 on the host, which a GPU's state
-            visits at every call; or of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), in y's dtype
-            on its device, from the extra `ode`.
+        method: of scipy ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"), in float64 on the host, which a GPU's
+            state visits at every call; or of torchdiffeq ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"),
+            in y's dtype on its device, from the extra `ode`.
 
     Returns a tuple like y. Raises RuntimeError where the solver gives up.
     """
@@ -46,7 +46,8 @@ def _torchdiffeq(f, y, start, end, method, rtol, atol):
     from torchdiffeq import odeint
 
     times = torch.tensor([start, end], dtype=torch.float64, device=y[0].device)
-    options = {"dtype": torch.float64}  # of the time
+    # Else the last step goes past the end, where a process may have no network, and is interpolated back.
+    options = {"dtype": torch.float64, "step_t": times[1:]}
     path = odeint(lambda t, y: f(float(t), y), y, times, rtol=rtol, atol=atol, method=method, options=options)
     return tuple(value[-1] for value in path)
 

@@ -8,11 +8,11 @@ from .continuous import ContinuousProcess, precise
 
 
 class InterpolatedProcess(ContinuousProcess):
-    """Time is u = ln(sigma / alpha): alpha^2 = 1 / (1 + exp(2 u)), sigma^2 = 1 - alpha^2, dx = -sigma^2 x du + sqrt(2) sigma dw.
+    """dx = -sigma^2 x du + sqrt(2) sigma dw,  u = ln(sigma / alpha),  alpha^2 = 1 / (1 + exp(2 u)) = 1 - sigma^2.
 
-    From u of the process' first timestep to that of its last. The network is fed the fractional timestep at which u,
-    interpolated linearly between the integer ones, is met, as k-diffusion's DiscreteEpsDDPMDenoiser does: it must take
-    float times, as networks with a sinusoidal embedding do.
+    u is its time, from that of the process' first timestep to that of its last. The network is fed the fractional
+    timestep at which u, interpolated linearly between the integer ones, is met, as k-diffusion's
+    DiscreteEpsDDPMDenoiser does: it must take float times, as networks with a sinusoidal embedding do.
 
     Args:
         process: `fastdiff.GaussianProcess` of prediction "eps", "score", "x0" or "v", with alpha above 0.

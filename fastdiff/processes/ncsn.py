@@ -89,7 +89,5 @@ class NCSNProcess:
         dtype = torch.promote_types(first.dtype, second.dtype)
         precision = torch.float64 if dtype is torch.float64 else torch.float32
         index, shape = t.clamp(0, self.num_timesteps - 1), (-1, *(1,) * (first.dim() - 1))
-        a, b = (
-            table.to(t.device, precision)[index].masked_fill(outside, torch.nan).reshape(shape) for table in (a, b)
-        )
+        a, b = (table.to(t.device, precision)[index].masked_fill(outside, torch.nan).reshape(shape) for table in (a, b))
         return a * first + b * second

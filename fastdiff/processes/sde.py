@@ -58,8 +58,8 @@ class VPSDE(_LinearBetas):
     """dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw: alpha = exp(-B / 2), sigma^2 = 1 - exp(-B), B = integral of beta.
 
     beta(t) = beta_min + t (beta_max - beta_min). The network is fed 999 t and returns eps = -sigma * score, as
-    score_sde's continuous VP networks do (`prediction` for others). Prior N(0, 1). Discrete VP networks of score_sde are
-    DDPM's: `GaussianProcess`. Source: Song et al. 2021, equations 11, 29 and 33.
+    score_sde's continuous VP networks do (`prediction` for others). Prior N(0, 1). Score_sde's discrete VP networks
+    are DDPM's: `GaussianProcess`. Source: Song et al. 2021, equations 11, 29 and 33.
     """
 
     def sigma(self, t):
@@ -76,7 +76,7 @@ class VPSDE(_LinearBetas):
 
         beta_k = beta(k / (N - 1)) / N; N must exceed beta_max. Source: Song et al. 2021, appendix E, equation 24.
         """
-        if not N > self.beta_max:
+        if self.beta_max >= N:
             raise ValueError(f"N must be greater than beta_max = {self.beta_max:g}, got {N}")
         betas = torch.linspace(self.beta_min / N, self.beta_max / N, N, dtype=torch.float64)
         marginal = -torch.expm1(torch.log1p(-betas).cumsum(0))

@@ -21,12 +21,12 @@ from ..processes.continuous import precise
 from ..processes.interpolated import continuous
 from .score import start
 
-_ARRIVED = 1e-5  # distance in l at which a sample is done
+_ARRIVED = 1e-5  # distance in lam at which a sample is done
 MOST_STEPS = 10_000
 
 
 class DPMAdaptive:
-    """DPM-Solver-12 or -23 in l = -ln(sigma / alpha): two orders of one step, whose difference sets the next step's h.
+    """DPM-Solver-12 or -23 in lam = -ln(sigma / alpha): a step in two orders, whose difference sets the next step's h.
 
     With error = rms((low - high) / max(atol, rtol max(|low|, |before|))), in units of x / alpha, and e = 1 / error,
     e1 and e2 those of the two accepted steps before:
@@ -92,30 +92,31 @@ class DPMAdaptive:
         eps = _Eps(process, denoise, self.clip, x)
         x = x / eps.alpha(first.expand(len(x)))
         controller = _Controller(self, x)
-        l, before = first.repeat(len(x)), x
+        lam, before = first.repeat(len(x)), x
         for attempt in range(MOST_STEPS):
-            moving = l < last - _ARRIVED
+            moving = lam < last - _ARRIVED
             if not moving.any():
                 break
-            # Samples that have arrived take a tiny step that is thrown away.
-            end = torch.where(moving, torch.minimum(last, l + controller.h), l + _ARRIVED)
-            target, noise = _ancestral(l, end, last, self.eta)
-            low, high = (_orders_2 if self.order == 2 else _orders_3)(eps, x, l, target)
+            # Samples that have arrived take a tiny step back, which is thrown away.
+            end = torch.where(moving, torch.minimum(last, lam + controller.h), lam - _ARRIVED)
+            target, noise = _ancestral(lam, end, last, self.eta)
+            low, high = (_orders_2 if self.order == 2 else _orders_3)(eps, x, lam, target)
             accepted = controller.accept(low, high, before, moving) & moving
             if self.eta:
                 high = high + eps.like(noise * self.s_noise) * draw(attempt)
             taken = eps.like(accepted)
-            before, x, l = torch.where(taken, low, before), torch.where(taken, high, x), torch.where(accepted, end, l)
+            before, x = torch.where(taken, low, before), torch.where(taken, high, x)
+            lam = torch.where(accepted, end, lam)
             if progress is not None:
-                progress(((l.min() - first) / (last - first)).item())
+                progress(((lam.min() - first) / (last - first)).item())
         else:
             raise RuntimeError(f"the error stayed too large for {MOST_STEPS} steps; is the model's output finite?")
-        x = x * eps.alpha(l)
+        x = x * eps.alpha(lam)
         return eps.x0(x, process.time_at(torch.exp(-last)).expand(len(x))) if self.denoise else x
 
 
 class _Eps:
-    """eps(u, l) = (u - x0) / s of states u = x / alpha at l, s = exp(-l)."""
+    """eps(u, lam) = (u - x0) / s of states u = x / alpha at lam, s = exp(-lam)."""
 
     def __init__(self, process, denoise, clip, x):
         self.process, self.denoise, self.clip = process, denoise, clip
@@ -125,46 +126,46 @@ class _Eps:
         """[B] float64 to [B, 1, ...] in x's dtype; bools stay bools."""
         return (value if value.dtype is torch.bool else value.to(self.dtype)).reshape(self.shape)
 
-    def alpha(self, l):
-        return self.like(self.process.alpha(self.process.time_at(torch.exp(-l))))
+    def alpha(self, lam):
+        return self.like(self.process.alpha(self.process.time_at(torch.exp(-lam))))
 
     def x0(self, x, t):
         x0 = self.denoise(x, t)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
-    def __call__(self, u, l):
-        t = self.process.time_at(torch.exp(-l))
-        return (u - self.x0(u * self.like(self.process.alpha(t)), t)) / self.like(torch.exp(-l))
+    def __call__(self, u, lam):
+        t = self.process.time_at(torch.exp(-lam))
+        return (u - self.x0(u * self.like(self.process.alpha(t)), t)) / self.like(torch.exp(-lam))
 
 
-def _orders_2(eps, u, l, target):
+def _orders_2(eps, u, lam, target):
     """(order 1, order 2) of the step, two calls."""
-    h, s, e = target - l, eps.like(torch.exp(-target)), eps(u, l)
+    h, s, e = target - lam, eps.like(torch.exp(-target)), eps(u, lam)
     grown = s * eps.like(torch.expm1(h))
     low = u - grown * e
-    middle = l + h / 2
+    middle = lam + h / 2
     u1 = u - eps.like(torch.exp(-middle) * torch.expm1(h / 2)) * e
     return low, u - grown * eps(u1, middle)
 
 
-def _orders_3(eps, u, l, target):
+def _orders_3(eps, u, lam, target):
     """(order 2 with its middle at a third, order 3), three calls that they share."""
-    h, s, e = target - l, eps.like(torch.exp(-target)), eps(u, l)
-    l1, l2 = l + h / 3, l + 2 * h / 3
-    u1 = u - eps.like(torch.exp(-l1) * torch.expm1(h / 3)) * e
-    d1 = eps(u1, l1) - e
+    h, s, e = target - lam, eps.like(torch.exp(-target)), eps(u, lam)
+    lam1, lam2 = lam + h / 3, lam + 2 * h / 3
+    u1 = u - eps.like(torch.exp(-lam1) * torch.expm1(h / 3)) * e
+    d1 = eps(u1, lam1) - e
     whole = u - s * eps.like(torch.expm1(h)) * e
     low = whole - s * eps.like(1.5 * torch.expm1(h)) * d1
-    s2, part = eps.like(torch.exp(-l2)), torch.expm1(2 * h / 3)
+    s2, part = eps.like(torch.exp(-lam2)), torch.expm1(2 * h / 3)
     u2 = u - s2 * eps.like(part) * e - s2 * eps.like(2 * (part / (2 * h / 3) - 1)) * d1
-    return low, whole - s * eps.like(1.5 * (torch.expm1(h) / h - 1)) * (eps(u2, l2) - e)
+    return low, whole - s * eps.like(1.5 * (torch.expm1(h) / h - 1)) * (eps(u2, lam2) - e)
 
 
-def _ancestral(l, end, last, eta):
-    """(l that the deterministic part goes to, deviation of the noise in units of x / alpha), each [B]."""
+def _ancestral(lam, end, last, eta):
+    """(lam that the deterministic part goes to, deviation of the noise in units of x / alpha), each [B]."""
     if not eta:
         return end, torch.zeros_like(end)
-    high, low = torch.exp(-2 * l), torch.exp(-2 * end)
+    high, low = torch.exp(-2 * lam), torch.exp(-2 * end)
     up = torch.minimum(low, eta**2 * low * (high - low) / high)
     target = torch.minimum(last, -torch.log(low - up) / 2)
     return target, (low - torch.exp(-2 * target)).clamp(min=0).sqrt()

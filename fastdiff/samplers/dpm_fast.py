@@ -10,7 +10,7 @@ def dpm_fast(process, timesteps=None, *, clip=None, eta=0.0, s_noise=1.0, denois
     """Steps evenly spaced in l = -ln(sigma / alpha), of order 3 but for the last ones, so that n calls are made in all.
 
     n = 3 k + r calls make k steps of order 3 and one of order r; where r = 0, k - 1 of order 3, one of order 2 and one
-    of order 1. In units of x / alpha, s = sigma / alpha = exp(-l) and h = l' - l, an order-1 step is x' = x - s' expm1(h) eps.
+    of order 1. A step of order 1 is x' = x - s' expm1(h) eps, in units of x / alpha, s = sigma / alpha, h = l' - l.
 
     Args:
         process: any with continuous time, or a `GaussianProcess`, which runs as its `InterpolatedProcess`.
@@ -73,7 +73,7 @@ class _Points:
         return self.process.alpha(self.t(r) if r < 1 else self.process.time_at(math.exp(-self.end))).item()
 
     def row(self, r, to, x=0.0, eps=0.0, push=None, **history):
-        """The row at r that goes to `to`: x' / alpha' = x * x / alpha + eps * eps + history, all but x' in those units."""
+        """The row at r that goes to `to`: x * state + eps * noise + history, in units of x / alpha but for states."""
 
         def columns(x, eps, of_x, of_0):
             return {of_x: (x + eps / self.s(r)) / self.alpha(r), of_0: -eps / self.s(r)}

@@ -12,8 +12,8 @@ def euler_maruyama(process, timesteps=None, *, clip=None, levels=None, denoise=T
         process: `VPSDE`, `SubVPSDE` or `VESDE` of `fastdiff.processes`.
         timesteps: the number S of steps, or their times (see the process' `times`); None: 1000.
         clip: bound of x0's absolute value in the score, or None.
-        levels: every step is h = 1 / levels, whatever the distance of the times: score_sde's way, levels = S. None: h as
-            above.
+        levels: every step is h = 1 / levels, whatever the distance of the times: score_sde's way, levels = S. None: h
+            as above.
         denoise: no noise at the last step.
 
     Returns a Plan of one row per time.

@@ -8,9 +8,7 @@ from ..ops.rows import COLUMNS
 from .score import exploding, score_plan, score_row, then_estimate
 
 
-def annealed_langevin(
-    process, timesteps=None, *, clip=None, steps_each=None, step_size=None, version=2, denoise=None
-):
+def annealed_langevin(process, timesteps=None, *, clip=None, steps_each=None, step_size=None, version=2, denoise=None):
     """steps_each times at every level: x' = x + a * score + sqrt(2 a) z,  a = step_size * sigma^2 / sigma_min^2.
 
     Version 1 (NCSN) halves a: x' = x + a / 2 * score + sqrt(a) z. With `denoise` one more row ends the run at the

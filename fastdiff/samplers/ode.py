@@ -1,5 +1,7 @@
 """The probability-flow ODE of a continuous process, dx/dt = drift x - diffusion^2 / 2 * score."""
 
+import itertools
+
 from ..processes.continuous import precise
 from ..processes.integrate import check_method, integrate
 from ..processes.interpolated import continuous
@@ -27,7 +29,7 @@ def probability_flow(process, timesteps=None, *, clip=None, method="rk4", denois
     if len(times) == 1 and not denoise:
         raise ValueError("timesteps must be at least 2 without denoise, got 1")
     rows = []
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in itertools.pairwise(times):
         rows += METHODS[method](lambda t: [value.item() for value in process.flow(t)], t, t_next)
     return stage_plan(process, [*rows, (times[-1], {"c_0": 1.0})] if denoise else rows, clip=clip)
 

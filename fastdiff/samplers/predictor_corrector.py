@@ -27,7 +27,7 @@ def predictor_corrector(
     """At every time corrector_steps times x' = x + step * score + sqrt(2 step) z, then one step of the predictor.
 
     The corrector's step is 2 (scale * snr * ‖z‖ / ‖score‖)^2 for "langevin", 2 (scale * snr * sigma)^2 for "ald"
-    (annealed); scale^2 = alpha_t^2 / alpha_{t'}^2 is 1 for VE. The predictor's step is keep * x + gain * score + std * z.
+    (annealed); scale^2 = alpha_t^2 / alpha_{t'}^2 is 1 for VE. The predictor: x' = keep * x + gain * score + std * z.
 
     Args:
         process: any with `nodes`; "euler_maruyama" and levels want `VPSDE`, `SubVPSDE` or `VESDE`.
@@ -39,8 +39,8 @@ def predictor_corrector(
             are undefined, in score_sde too.
         snr: r of the source, the ratio of signal to noise of the corrector's step.
         corrector_steps: rows of the corrector at each time.
-        norms: "sample": of each sample; "batch": averaged over the batch, as score_sde does, so that a sample depends on
-            its batch.
+        norms: "sample": of each sample; "batch": averaged over the batch, as score_sde does, so that a sample depends
+            on its batch.
         probability_flow: half the score and no noise in the predictor (reverse_diffusion and euler_maruyama).
         levels: score_sde's discretisation, of a chain of that many steps; with as many timesteps the run is
             score_sde's. None: the exact transitions between the times.
@@ -55,7 +55,7 @@ def predictor_corrector(
     alpha, sigma, rows, adjusted = nodes.alpha[:-1], nodes.sigma[:-1], [], []
     if corrector is not None:
         if not preserving(nodes) and not exploding(nodes):
-            raise ValueError(f"corrector must be None where variance is neither preserved nor explodes, got {process!r}")
+            raise ValueError(f"corrector must be None where variance is not preserved and alpha not 1, got {process!r}")
         std = 2 * snr * transition(process, timesteps, nodes, levels).scale  # step = std^2 / 2 where norms are equal
         if corrector == "langevin":
             row = score_row(alpha, sigma, torch.zeros_like(std), torch.ones_like(std), std)  # the score, for `ADJUST`
