@@ -1,0 +1,98 @@
+"""Data whose exact denoiser is known, and what a plan makes of it."""
+
+import torch
+
+from fastdiff.processes import VESDE, InterpolatedProcess, NCSNProcess
+
+
+def spread(value, x):
+    return torch.as_tensor(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+class Mixture:
+    """Data of independent elements, each sum_k weight_k N(mean_k, std_k^2); components' numbers may be per channel [C]."""
+
+    def __init__(self, weight, mean, std):
+        self.components = list(zip(weight, mean, std, strict=True))
+
+    def denoise(self, x, alpha, sigma):
+        """E[x_0 | x = alpha x_0 + sigma eps]; alpha, sigma [B]."""
+        alpha, sigma = spread(alpha, x), spread(sigma, x)
+        logs, means = [], []
+        for weight, mean, std in self.components:
+            mean, std = (torch.as_tensor(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 2)) for value in (mean, std))
+            variance = alpha**2 * std**2 + sigma**2
+            logs.append(torch.as_tensor(weight).log() - (variance.log() + (x - alpha * mean) ** 2 / variance) / 2)
+            means.append(mean + alpha * std**2 / variance * (x - alpha * mean))
+        return (torch.stack(logs).softmax(0) * torch.stack(means)).sum(0)
+
+    def denoiser(self, process):
+        """denoise(x, t), as adaptive solvers take it."""
+        return lambda x, t: self.denoise(x, process.alpha(t), process.sigma(t))
+
+    def model(self, process):
+        """model(x, label) that returns the process' prediction exactly."""
+
+        def model(x, label):
+            alpha, sigma = (spread(scale, x) for scale in scales(process, label))
+            x0 = self.denoise(x, alpha, sigma)
+            eps = (x - alpha * x0) / sigma
+            return {"eps": eps, "score": -eps / sigma, "x0": x0, "v": alpha * eps - sigma * x0}[process.prediction]
+
+        return model
+
+
+class Gaussian(Mixture):
+    """Data N(mean, std^2)."""
+
+    def __init__(self, mean, std):
+        super().__init__([1.0], [mean], [std])
+
+
+def scales(process, label):
+    """alpha and sigma where the network is fed this label, float64."""
+    if isinstance(process, NCSNProcess):
+        return process.alpha[label], process.sigma[label]
+    label = label.double()
+    if isinstance(process, InterpolatedProcess):
+        below = label.floor().long().clamp(max=process.num_timesteps - 2)
+        t = torch.lerp(process.levels[below], process.levels[below + 1], label - below)
+    else:
+        t = process.time_at(label) if isinstance(process, VESDE) else label / 999
+    return process.alpha(t), process.sigma(t)
+
+
+def moments(plan, process, mean, std, rows=None):
+    """(mean, variance) of the state after the plan on N(mean, std^2) data, propagated exactly through its rows.
+
+    An adjusted row's norms are those of infinitely many elements.
+    """
+    mu, P = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)  # of x, h0, h1, h2
+    P[0, 0] = plan.start**2
+    alpha, sigma = scales(process, plan.time)
+    for row in range(len(plan) if rows is None else rows):
+        c = {name: plan[name][row].item() for name in ("c_x", "c_0", "c_1", "c_2", "c_3", "std", "q_x", "q_0", "write")}
+        gain = alpha[row] * std**2 / (alpha[row] ** 2 * std**2 + sigma[row] ** 2)
+        rest = mean * (1 - gain * alpha[row])  # x0 = gain * x + rest
+        if plan.adjusted[row]:
+            slope, offset = c["c_x"] + c["c_0"] * gain, c["c_0"] * rest
+            c["std"] /= (slope**2 * P[0, 0] + (slope * mu[0] + offset) ** 2).sqrt()
+            step = c["std"] ** 2 / 2
+            c["c_x"], c["c_0"] = 1 + step * c["c_x"], step * c["c_0"]
+        A, b = torch.eye(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        A[0] = torch.tensor([c["c_x"] + c["c_0"] * gain, c["c_1"], c["c_2"], c["c_3"]])
+        b[0] = c["c_0"] * rest
+        if c["write"] >= 0:
+            slot = 1 + int(c["write"])
+            A[slot], b[slot] = 0, c["q_0"] * rest
+            A[slot, 0] = c["q_x"] + c["q_0"] * gain
+        mu, P = A @ mu + b, A @ P @ A.T
+        P[0, 0] += c["std"] ** 2
+    return mu[0].item(), P[0, 0].item()
+
+
+def assert_moments(samples, mean, variance, errors=3):
+    """Within that many standard errors."""
+    n = samples.numel()
+    assert abs(samples.double().mean().item() - mean) < errors * (variance / n) ** 0.5
+    assert abs(samples.double().var().item() / variance - 1) < errors * (2 / n) ** 0.5
