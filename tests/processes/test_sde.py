@@ -122,9 +122,10 @@ def test_nodes_go_on_to_clean_data(kind):
     m = process.target(x_start.expand(5), t, noise.expand(5))
     x = nodes.alpha[:-1] * x_start + nodes.sigma[:-1] * noise
     torch.testing.assert_close(nodes.p_x * x + nodes.p_m * m, x_start.expand(5), rtol=1e-9, atol=1e-9)
-    assert len(process.nodes().time) == 1000 and process.nodes([1.0, 0.25]).time.tolist() == process.label(
-        torch.tensor([1.0, 0.25])
-    ).tolist()
+    assert (
+        len(process.nodes().time) == 1000
+        and process.nodes([1.0, 0.25]).time.tolist() == process.label(torch.tensor([1.0, 0.25])).tolist()
+    )
 
 
 @pytest.mark.parametrize("make, message", [

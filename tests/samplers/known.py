@@ -10,7 +10,7 @@ def spread(value, x):
 
 
 class Mixture:
-    """Data of independent elements, each sum_k weight_k N(mean_k, std_k^2); components' numbers may be per channel [C]."""
+    """Data of independent elements, each sum_k weight_k N(mean_k, std_k^2); a mean or std may be per channel, [C]."""
 
     def __init__(self, weight, mean, std):
         self.components = list(zip(weight, mean, std, strict=True))
@@ -62,13 +62,14 @@ def scales(process, label):
     return process.alpha(t), process.sigma(t)
 
 
-def moments(plan, process, mean, std, rows=None):
+def moments(plan, process, mean, std, rows=None, initial=None):
     """(mean, variance) of the state after the plan on N(mean, std^2) data, propagated exactly through its rows.
 
-    An adjusted row's norms are those of infinitely many elements.
+    initial: (mean, variance) before the first row; None: what the plan starts with. An adjusted row's norms are those
+    of infinitely many elements.
     """
     mu, P = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)  # of x, h0, h1, h2
-    P[0, 0] = plan.start**2
+    mu[0], P[0, 0] = initial or (0, plan.start**2)
     alpha, sigma = scales(process, plan.time)
     for row in range(len(plan) if rows is None else rows):
         c = {name: plan[name][row].item() for name in ("c_x", "c_0", "c_1", "c_2", "c_3", "std", "q_x", "q_0", "write")}
