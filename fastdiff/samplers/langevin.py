@@ -34,14 +34,14 @@ def annealed_langevin(process, timesteps=None, *, clip=None, steps_each=None, st
     steps_each = (100 if version == 1 else 5) if steps_each is None else steps_each
     if not isinstance(steps_each, int) or steps_each < 1:
         raise ValueError(f"steps_each must be an int of at least 1, got {steps_each!r}")
-    alpha, sigma = nodes.alpha[:-1], nodes.sigma[:-1]
+    sigma = nodes.sigma[:-1]
     if step_size is None:
         step_size = 2e-5 if version == 1 else best_step_size(sigma, steps_each)
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be positive, got {step_size}")
     gain = step_size * (sigma / sigma[-1]) ** 2 / (2 if version == 1 else 1)
-    rows = [score_row(alpha, sigma, torch.ones_like(gain), gain, (2 * gain).sqrt())] * steps_each
-    plan = score_plan(nodes, rows, clip=clip, denoise=False)
+    row = score_row(nodes, torch.ones_like(gain), gain, (2 * gain).sqrt(), clip=clip)
+    plan = score_plan(nodes, [row] * steps_each, clip=clip, denoise=False)
     return then_estimate(plan) if denoise or (denoise is None and version == 2) else plan
 
 
@@ -62,8 +62,8 @@ def best_step_size(sigma, steps_each):
 def langevin_by_sample(rows, row, x, model_output, noise):
     """A plan's `adjust`: step = (std ‖z‖ / ‖score‖)^2 / 2 of each sample, x' = x + step * score + sqrt(2 step) z.
 
-    Such rows hold c_x and c_0 of the score itself, and in std what it is where the norms are equal. Norms are over all
-    elements of a sample; the score is that of the clipped estimate. A sample does not depend on its batch.
+    Such rows hold c_x, c_0 and c_m of the score itself, and in std what it is where the norms are equal. Norms are over
+    all elements of a sample; the score is that of the clipped estimate. A sample does not depend on its batch.
     Source: Song et al. 2021, algorithms 4 and 5.
     """
     _scale(rows, x, model_output, noise, lambda norms: norms)
@@ -87,10 +87,11 @@ def _scale(rows, x, model_output, noise, average):
         m = m + column("w") * (model_output[B:, :C].to(rows.dtype) - m)
     x, noise = x.to(rows.dtype), noise.to(rows.dtype)
     x0 = torch.clamp(column("p_x") * x + column("p_m") * m, -column("bound"), column("bound"))
-    score = column("c_x") * x + column("c_0") * x0
+    score = column("c_x") * x + column("c_0") * x0 + column("c_m") * m
     z, s = (average(value.flatten(1).norm(dim=1)) for value in (noise, score))
     std = rows[:, COLUMNS["std"]] * z / s
     step = std**2 / 2
     rows[:, COLUMNS["c_x"]] = 1 + step * rows[:, COLUMNS["c_x"]]
     rows[:, COLUMNS["c_0"]] *= step
+    rows[:, COLUMNS["c_m"]] *= step
     rows[:, COLUMNS["std"]] = std

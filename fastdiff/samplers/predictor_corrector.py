@@ -52,26 +52,32 @@ def predictor_corrector(
     """
     _check(predictor, corrector, snr, corrector_steps, norms, probability_flow)
     nodes = process.nodes(timesteps)
-    alpha, sigma, rows, adjusted = nodes.alpha[:-1], nodes.sigma[:-1], [], []
+    rows, adjusted = [], []
     if corrector is not None:
         if not preserving(nodes) and not exploding(nodes):
             raise ValueError(f"corrector must be None where variance is not preserved and alpha not 1, got {process!r}")
         std = 2 * snr * transition(process, timesteps, nodes, levels).scale  # step = std^2 / 2 where norms are equal
         if corrector == "langevin":
-            row = score_row(alpha, sigma, torch.zeros_like(std), torch.ones_like(std), std)  # the score, for `ADJUST`
+            row = score_row(nodes, torch.zeros_like(std), torch.ones_like(std), std, clip=clip)  # for `ADJUST`
         else:
-            row = score_row(alpha, sigma, torch.ones_like(std), (std * sigma) ** 2 / 2, std * sigma)
+            std = std * nodes.sigma[:-1]
+            row = score_row(nodes, torch.ones_like(std), std**2 / 2, std, clip=clip)
         rows += [row] * corrector_steps
         adjusted += [corrector == "langevin"] * corrector_steps
     if predictor is not None:
         keep, gain, std = PREDICTORS[predictor](process, timesteps, nodes, levels)
         if probability_flow:
             gain, std = gain / 2, 0 * std
-        rows.append(score_row(alpha, sigma, keep, gain, std))
+        rows.append(score_row(nodes, keep, gain, std, clip=clip))
         adjusted.append(False)
     adjust = ADJUST[norms] if any(adjusted) else None
     return score_plan(
-        nodes, rows, clip=clip, denoise=denoise and predictor is not None, adjust=adjust, adjusted=adjusted * len(sigma)
+        nodes,
+        rows,
+        clip=clip,
+        denoise=denoise and predictor is not None,
+        adjust=adjust,
+        adjusted=adjusted * len(nodes.time),
     )
 
 

@@ -5,9 +5,16 @@ import torch
 from .plan import Plan
 
 
-def score_row(alpha, sigma, keep, gain, std):
-    """The columns of x' = keep * x + gain * score + std * z; all [S]."""
-    return {"c_x": keep - gain / sigma**2, "c_0": gain * alpha / sigma**2, "std": std}
+def score_row(nodes, keep, gain, std, *, clip):
+    """The columns of x' = keep * x + gain * score + std * z, [S] each; keep, gain, std likewise.
+
+    Without a clip the score is that of the raw output: alpha * x0 - x cancels where sigma is small.
+    """
+    alpha, sigma = nodes.alpha[:-1], nodes.sigma[:-1]
+    if clip is not None:
+        return {"c_x": keep - gain / sigma**2, "c_0": gain * alpha / sigma**2, "c_m": 0 * gain, "std": std}
+    of_x, of_m = (alpha * nodes.p_x - 1) / sigma**2, alpha * nodes.p_m / sigma**2
+    return {"c_x": keep + gain * of_x, "c_0": 0 * gain, "c_m": gain * of_m, "std": std}
 
 
 def score_plan(nodes, rows, *, clip, denoise, **options):
@@ -17,7 +24,7 @@ def score_plan(nodes, rows, *, clip, denoise, **options):
     those of Plan.
     """
     repeats = len(rows)
-    columns = {name: torch.stack([row[name] for row in rows], dim=1).flatten() for name in ("c_x", "c_0", "std")}
+    columns = {name: torch.stack([row[name] for row in rows], dim=1).flatten() for name in rows[0]}
     if denoise:
         columns["std"][-1] = 0
     return Plan(
@@ -34,7 +41,8 @@ def score_plan(nodes, rows, *, clip, denoise, **options):
 
 def then_estimate(plan):
     """The same plan and one more row, at its last time: x' = x0."""
-    ends = {name: plan[name][-1] for name in ("p_x", "p_m", "c_in", "bound")} | {"c_x": 0.0, "c_0": 1.0, "std": 0.0}
+    ends = {name: plan[name][-1] for name in ("p_x", "p_m", "c_in", "bound")} | {"c_0": 1.0}
+    ends |= dict.fromkeys(("c_x", "c_m", "std"), 0.0)
     columns = {name: torch.cat([plan[name], plan[name].new_tensor([end])]) for name, end in ends.items()}
     return Plan(torch.cat([plan.time, plan.time[-1:]]), start=plan.start, **columns)
 

@@ -48,7 +48,8 @@ def test_the_reverse_drift_is_the_recorded_one(kind):
     assert error(of_x * x + of_x0 * x0, arrays[f"{kind}.f64.reverse.pf1.drift"]) < 1e-10
     for b in range(len(t)):
         plan = euler_maruyama(process, t[b : b + 1], levels=1000)
-        moved = plan["c_x"][0] * x[b] + plan["c_0"][0] * x0[b] - x[b]
+        m = (x0[b] - plan["p_x"][0] * x[b]) / plan["p_m"][0]
+        moved = plan["c_x"][0] * x[b] + plan["c_m"][0] * m - x[b]
         assert error(-1000 * moved[None], arrays[f"{kind}.f64.reverse.pf0.drift"][b : b + 1]) < 1e-10
 
 

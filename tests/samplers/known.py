@@ -1,7 +1,9 @@
 """Data whose exact denoiser is known, and what a plan makes of it."""
 
+import numpy as np
 import torch
 
+from fastdiff.ops.rows import NAMES
 from fastdiff.processes import VESDE, InterpolatedProcess, NCSNProcess
 
 
@@ -31,13 +33,15 @@ class Mixture:
         return lambda x, t: self.denoise(x, process.alpha(t), process.sigma(t))
 
     def model(self, process):
-        """model(x, label) that returns the process' prediction exactly."""
+        """model(x, label) that returns the process' prediction, exact to the rounding of x's dtype."""
 
         def model(x, label):
+            dtype, x = x.dtype, x.double()  # float32 would cancel where sigma is small
             alpha, sigma = (spread(scale, x) for scale in scales(process, label))
             x0 = self.denoise(x, alpha, sigma)
             eps = (x - alpha * x0) / sigma
-            return {"eps": eps, "score": -eps / sigma, "x0": x0, "v": alpha * eps - sigma * x0}[process.prediction]
+            known = {"eps": eps, "score": -eps / sigma, "x0": x0, "v": alpha * eps - sigma * x0}
+            return known[process.prediction].to(dtype)
 
         return model
 
@@ -62,34 +66,33 @@ def scales(process, label):
     return process.alpha(t), process.sigma(t)
 
 
-def moments(plan, process, mean, std, rows=None, initial=None):
+def moments(plan, process, mean, std, rows=None, initial=None, noise=1.0):
     """(mean, variance) of the state after the plan on N(mean, std^2) data, propagated exactly through its rows.
 
-    initial: (mean, variance) before the first row; None: what the plan starts with. An adjusted row's norms are those
-    of infinitely many elements.
+    rows: of them, None: all. initial: (mean, variance) before the first row; None: what the plan starts with. noise:
+    its deviation. An adjusted row's norms are those of infinitely many elements.
     """
-    mu, P = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)  # of x, h0, h1, h2
+    mu, P = np.zeros(4), np.zeros((4, 4))  # of x, h0, h1, h2
     mu[0], P[0, 0] = initial or (0, plan.start**2)
-    alpha, sigma = scales(process, plan.time)
-    for row in range(len(plan) if rows is None else rows):
-        c = {name: plan[name][row].item() for name in ("c_x", "c_0", "c_1", "c_2", "c_3", "std", "q_x", "q_0", "write")}
+    alpha, sigma = (scale.tolist() for scale in scales(process, plan.time))
+    for row, values in enumerate(plan.rows[:rows].tolist()):
+        c = dict(zip(NAMES, values, strict=False))
         gain = alpha[row] * std**2 / (alpha[row] ** 2 * std**2 + sigma[row] ** 2)
         rest = mean * (1 - gain * alpha[row])  # x0 = gain * x + rest
+        of_x, of_1 = (gain - c["p_x"]) / c["p_m"], rest / c["p_m"]  # m = of_x * x + of_1
+        slope, offset = c["c_x"] + c["c_0"] * gain + c["c_m"] * of_x, c["c_0"] * rest + c["c_m"] * of_1
         if plan.adjusted[row]:
-            slope, offset = c["c_x"] + c["c_0"] * gain, c["c_0"] * rest
-            c["std"] /= (slope**2 * P[0, 0] + (slope * mu[0] + offset) ** 2).sqrt()
+            c["std"] /= (slope**2 * P[0, 0] + (slope * mu[0] + offset) ** 2) ** 0.5
             step = c["std"] ** 2 / 2
-            c["c_x"], c["c_0"] = 1 + step * c["c_x"], step * c["c_0"]
-        A, b = torch.eye(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-        A[0] = torch.tensor([c["c_x"] + c["c_0"] * gain, c["c_1"], c["c_2"], c["c_3"]])
-        b[0] = c["c_0"] * rest
+            slope, offset = 1 + step * slope, step * offset
+        A, b = np.eye(4), np.zeros(4)
+        A[0], b[0] = (slope, c["c_1"], c["c_2"], c["c_3"]), offset
         if c["write"] >= 0:
             slot = 1 + int(c["write"])
-            A[slot], b[slot] = 0, c["q_0"] * rest
-            A[slot, 0] = c["q_x"] + c["q_0"] * gain
+            A[slot], b[slot] = (c["q_x"] + c["q_0"] * gain, 0, 0, 0), c["q_0"] * rest
         mu, P = A @ mu + b, A @ P @ A.T
-        P[0, 0] += c["std"] ** 2
-    return mu[0].item(), P[0, 0].item()
+        P[0, 0] += (c["std"] * noise) ** 2
+    return mu[0], P[0, 0]
 
 
 def assert_moments(samples, mean, variance, errors=3):
