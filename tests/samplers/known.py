@@ -7,8 +7,12 @@ from fastdiff.ops.rows import NAMES
 from fastdiff.processes import VESDE, InterpolatedProcess, NCSNProcess
 
 
+def double(value):
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
 def spread(value, x):
-    return torch.as_tensor(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+    return double(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
 class Mixture:
@@ -22,9 +26,9 @@ class Mixture:
         alpha, sigma = spread(alpha, x), spread(sigma, x)
         logs, means = [], []
         for weight, mean, std in self.components:
-            mean, std = (torch.as_tensor(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 2)) for value in (mean, std))
+            mean, std = (double(value).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 2)) for value in (mean, std))
             variance = alpha**2 * std**2 + sigma**2
-            logs.append(torch.as_tensor(weight).log() - (variance.log() + (x - alpha * mean) ** 2 / variance) / 2)
+            logs.append(double(weight).log() - (variance.log() + (x - alpha * mean) ** 2 / variance) / 2)
             means.append(mean + alpha * std**2 / variance * (x - alpha * mean))
         return (torch.stack(logs).softmax(0) * torch.stack(means)).sum(0)
 
