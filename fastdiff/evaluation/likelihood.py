@@ -37,7 +37,7 @@ def log_likelihood(
     Args:
         model: model(x, time) -> output of the process' prediction, differentiable in x.
         process: `VPSDE`, `SubVPSDE`, `VESDE`; a `GaussianProcess` runs as its `InterpolatedProcess`, whose networks are
-            fed fractional timesteps.
+            fed fractional timesteps, and one of noise levels alone as its `LevelProcess`.
         x: [B, C, *] float32 or float64.
         t_start: where the flow starts; None: 1e-5, as score_sde does, or t_min where that is less, or time has no
             origin.
@@ -108,7 +108,8 @@ def uniform(like, seed, sample_ids):
 
 def _estimate(model, process, x, t):
     t = precise(t, x.device).expand(len(x))
-    return process.predict_x0(x, t, model(x, process.label(t).to(x.dtype)))
+    fed = process.c_in(t).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1)) * x
+    return process.predict_x0(x, t, model(fed, process.label(t).to(x.dtype)))
 
 
 def _hutchinson(output, x, directions):

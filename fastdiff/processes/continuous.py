@@ -58,6 +58,18 @@ class ContinuousProcess:
         """(p_x, p_m) of x0 = p_x * x_t + p_m * model_output, like t."""
         return predictions.to_x0(self.prediction, self.marginal(t))
 
+    def to_eps(self, t):
+        """(e_x, e_m) of eps = e_x * x_t + e_m * model_output, like t."""
+        return predictions.to_eps(self.prediction, self.marginal(t))
+
+    def line(self, t):
+        """(a, b) of model_output = a * x_0 + b * eps, like t."""
+        return predictions.line(self.prediction, self.marginal(t))
+
+    def c_in(self, t):
+        """The network is fed c_in * x_t."""
+        return torch.ones_like(precise(t))
+
     def flow(self, t):
         """(of_x, of_x0) of the probability-flow ODE dx/dt = of_x * x + of_x0 * x0, where x0 = E[x_0 | x_t].
 
@@ -71,8 +83,10 @@ class ContinuousProcess:
         """The times at which a run calls the network, float64 [S], decreasing.
 
         timesteps: their number S, evenly spaced from t_max to t_min as in score_sde; or the times themselves, after
-        t_end and up to t_max; None: num_timesteps of them.
+        t_end and up to t_max; or `Nodes`; None: num_timesteps of them.
         """
+        if isinstance(timesteps, Nodes):
+            return self.time_at(timesteps.noise_level[:-1])
         timesteps = self.num_timesteps if timesteps is None else timesteps
         if isinstance(timesteps, int):
             if isinstance(timesteps, bool) or timesteps < 1:
@@ -89,10 +103,12 @@ class ContinuousProcess:
 
     def nodes(self, timesteps=None):
         """`Nodes` of the run through `times(timesteps)` and on to clean data, alpha = 1 and sigma = 0."""
+        if isinstance(timesteps, Nodes):
+            return timesteps
         t = self.times(timesteps)
         clean = torch.ones(1, dtype=torch.float64)
         alpha, sigma = torch.cat([self.alpha(t), clean]), torch.cat([self.sigma(t), 0 * clean])
-        return Nodes(self.label(t), alpha, sigma, *self.to_x0(t), torch.ones_like(t))
+        return Nodes(self.label(t), alpha, sigma, *self.to_x0(t), self.c_in(t))
 
     def q_sample(self, x_start, t, noise=None, **options):
         """x_t = alpha(t) * x_start + sigma(t) * noise, one fused pass; uint8 x_start is scaled to [-1, 1] first.
@@ -112,11 +128,11 @@ class ContinuousProcess:
 
     def predict_eps(self, x_t, t, model_output):
         """eps = (x_t - alpha * x0) / sigma from the model's output; all else as in `predict_x0`."""
-        return self._combine(t, lambda t: predictions.to_eps(self.prediction, self.marginal(t)), x_t, model_output)
+        return self._combine(t, self.to_eps, x_t, model_output)
 
     def target(self, x_start, t, noise):
         """What the network should return at x_t = alpha * x_start + sigma * noise; all else as in `predict_x0`."""
-        return self._combine(t, lambda t: predictions.line(self.prediction, self.marginal(t)), x_start, noise)
+        return self._combine(t, self.line, x_start, noise)
 
     def prior_log_prob(self, z):
         """log N(z; 0, prior_std^2) in nats, [B]; z [B, *]. What likelihoods take the end of the flow to be."""

@@ -6,11 +6,12 @@ Such a solver is an object with
     run(denoise, x, draw, progress=None) -> x
 
 where x [B, C, *] is the state at t_max, float32 or float64, and is not written to; denoise(x, t) -> x0 [B, C, *], not
-clipped, calls the network on a state at times t, [B] float64 of the process: it feeds process.label(t) and takes
-process.predict_x0(x, t, output). draw(k) -> standard normals like x, the same for the same k >= 0; where errors are per
-sample, a sample's noise must not depend on its batch either. progress, if given, is called with the fraction of the way
-that the last sample has gone. run reads a device value once per attempted step: whether all samples have arrived. The
-process of such a solver is `continuous` (a `GaussianProcess` as its `InterpolatedProcess`): its `process` attribute.
+clipped, calls the network on a state at times t, [B] float64 of the process: it feeds process.c_in(t) * x and
+process.label(t), and takes process.predict_x0(x, t, output), where process is the solver's attribute: the one that it
+was given, in continuous time (`fastdiff.processes.interpolated.continuous`). draw(k) -> standard normals like x, the
+same for the same k >= 0; where errors are per sample, a sample's noise must not depend on its batch either. progress,
+if given, is called with the fraction of the way that the last sample has gone. run reads a device value once per
+attempted step: whether all samples have arrived.
 """
 
 import math
@@ -35,7 +36,7 @@ class DPMAdaptive:
         b1 = (p + i + d) / order, b2 = -(p + 2 d) / order, b3 = d / order
 
     Args:
-        process: any with continuous time, or a `GaussianProcess`, which runs as its `InterpolatedProcess`.
+        process: any with continuous time, or one that `fastdiff.processes.interpolated.continuous` gives it.
         timesteps: None, for the solver chooses its own.
         clip: bound of x0's absolute value, or None.
         order: 2 or 3, the calls per attempted step.

@@ -13,7 +13,7 @@ def dpm_fast(process, timesteps=None, *, clip=None, eta=0.0, s_noise=1.0, denois
     of order 1. A step of order 1 is x' = x - s' expm1(h) eps, in units of x / alpha, s = sigma / alpha, h = l' - l.
 
     Args:
-        process: any with continuous time, or a `GaussianProcess`, which runs as its `InterpolatedProcess`.
+        process: any with continuous time, or one that `fastdiff.processes.interpolated.continuous` gives it.
         timesteps: n, the number of network calls; None: 30.
         clip: bound of x0's absolute value, or None.
         eta: share of the ancestral noise; 0: the ODE.

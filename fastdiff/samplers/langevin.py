@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..ops.rows import COLUMNS
-from .score import exploding, score_plan, score_row, then_estimate
+from .score import exploding, nodes_of, score_plan, score_row, then_estimate
 
 
 def annealed_langevin(process, timesteps=None, *, clip=None, steps_each=None, step_size=None, version=2, denoise=None):
@@ -28,7 +28,7 @@ def annealed_langevin(process, timesteps=None, *, clip=None, steps_each=None, st
     """
     if version not in (1, 2):
         raise ValueError(f"version must be 1 or 2, got {version!r}")
-    nodes = process.nodes(timesteps)
+    nodes = nodes_of(process, timesteps)
     if not exploding(nodes):
         raise ValueError(f"process must have alpha = 1 (NCSNProcess, VESDE), got {process!r}")
     steps_each = (100 if version == 1 else 5) if steps_each is None else steps_each

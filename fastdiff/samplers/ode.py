@@ -13,7 +13,7 @@ def probability_flow(process, timesteps=None, *, clip=None, method="rk4", denois
     """From each time to the next one Runge-Kutta step of dx/dt = of_x(t) x + of_x0(t) x0 (see the process' `flow`).
 
     Args:
-        process: `VPSDE`, `SubVPSDE`, `VESDE`; a `GaussianProcess` runs as its `InterpolatedProcess`.
+        process: any with continuous time, or one that `fastdiff.processes.interpolated.continuous` gives it.
         timesteps: the number of times from t_max to t_min, or the times (see the process' `times`).
         clip: bound of x0's absolute value, or None.
         method: "euler" (order 1, one call per step), "midpoint" or "heun" (2, two), "rk4" (4, four).

@@ -2,9 +2,10 @@
 
 import torch
 
+from ..processes.nodes import Nodes
 from .langevin import ADJUST
 from .predictors import PREDICTORS, transition
-from .score import exploding, preserving, score_plan, score_row
+from .score import exploding, nodes_of, preserving, score_plan, score_row
 
 CORRECTORS = ("langevin", "ald")
 FLOWS = ("euler_maruyama", "reverse_diffusion")  # predictors that are also those of the probability flow
@@ -51,7 +52,9 @@ def predictor_corrector(
     Source: Song et al. 2021, algorithms 2 to 5 and appendix G.
     """
     _check(predictor, corrector, snr, corrector_steps, norms, probability_flow)
-    nodes = process.nodes(timesteps)
+    nodes = nodes_of(process, timesteps)
+    if levels is not None and isinstance(timesteps, Nodes):
+        raise ValueError("timesteps must be times or their number where levels is given, got Nodes")
     rows, adjusted = [], []
     if corrector is not None:
         if not preserving(nodes) and not exploding(nodes):

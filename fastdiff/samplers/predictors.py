@@ -12,10 +12,12 @@ def euler_maruyama(process, timesteps, nodes, levels):
     """
     if not hasattr(process, "drift"):
         raise TypeError(f"process must have a drift and a diffusion (VPSDE, SubVPSDE, VESDE), got {process!r}")
-    t = process.times(timesteps)
-    if levels is None and math.isinf(process.t_end):
+    t, end = process.times(timesteps), process.t_end
+    if nodes.sigma[-1] > 0:
+        end = process.time_at(nodes.noise_level[-1]).item()
+    if levels is None and math.isinf(end):
         raise ValueError(f"predictor must not be 'euler_maruyama' where clean data lies at t = -inf, got {process!r}")
-    h = -t.diff(append=t.new_tensor([process.t_end])) if levels is None else 1 / levels
+    h = -t.diff(append=t.new_tensor([end])) if levels is None else 1 / levels
     g = process.diffusion(t)
     return 1 - process.drift(t) * h, g**2 * h, g * h**0.5
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..processes.nodes import Nodes
 from .plan import Plan
 
 
@@ -45,6 +46,11 @@ def then_estimate(plan):
     ends |= dict.fromkeys(("c_x", "c_m", "std"), 0.0)
     columns = {name: torch.cat([plan[name], plan[name].new_tensor([end])]) for name, end in ends.items()}
     return Plan(torch.cat([plan.time, plan.time[-1:]]), start=plan.start, **columns)
+
+
+def nodes_of(process, timesteps):
+    """process.nodes(timesteps), or `timesteps` itself where it is Nodes already."""
+    return timesteps if isinstance(timesteps, Nodes) else process.nodes(timesteps)
 
 
 def start(nodes):

@@ -23,6 +23,7 @@ def stage_plan(process, rows, *, clip):
         process.label(t),
         p_x=p_x,
         p_m=p_m,
+        c_in=process.c_in(t),
         bound=float("inf") if clip is None else clip,
         start=start(process.nodes(t[:1])),
         **columns,

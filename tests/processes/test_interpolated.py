@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
-from fastdiff import GaussianProcess, schedules
+from fastdiff import GaussianProcess, ops, schedules
 from fastdiff.processes import VPSDE, InterpolatedProcess
-from fastdiff.processes.interpolated import continuous
+from fastdiff.processes.interpolated import LevelProcess, continuous
+from fastdiff.processes.nodes import Nodes
+from fastdiff.samplers import AdaptiveFlow, DPMAdaptive, dpm_fast, probability_flow
+from tests.samplers.known import Gaussian
 
 PROCESS = GaussianProcess(schedules.linear(1000))
 
@@ -71,3 +74,68 @@ def test_times_stay_in_the_process():
         process.predict_eps(torch.zeros(1, 1), torch.tensor([9.0]), torch.zeros(1, 1))
     with pytest.raises(ValueError, match="timesteps must be decreasing times"):
         process.nodes([math.inf])
+
+
+# ---- A process known by its noise levels ----
+
+
+class Preconditioned:
+    """EDM's scalings with sigma_data = 0.5 (Karras et al. 2022, table 1)."""
+
+    sigma_min, sigma_max = 0.02, 5.0
+
+    def through(self, levels):
+        assert (levels.diff() < 0).all() and levels[-1] == 0
+        s = levels[:-1]
+        norm = (s**2 + 0.25).sqrt()
+        return Nodes(s.log() / 4, torch.ones_like(levels), levels, 0.25 / norm**2, 0.5 * s / norm, 1 / norm)
+
+
+def test_a_process_of_noise_levels_is_asked_at_any_times():
+    """Of any order, with repeats, as the samples of an adaptive solver have them."""
+    process, t = LevelProcess(Preconditioned()), torch.tensor([0.3, -1.0, 0.3, 1.2], dtype=torch.float64)
+    s = t.exp()
+    torch.testing.assert_close(process.label(t), t / 4)
+    torch.testing.assert_close(process.c_in(t), 1 / (s**2 + 0.25).sqrt())
+    torch.testing.assert_close(process.to_x0(t)[1], 0.5 * s / (s**2 + 0.25).sqrt())
+    torch.testing.assert_close(process.label(0.5).item(), 0.125)
+    generator = torch.Generator().manual_seed(1)
+    x_start, noise = torch.randn(2, 4, 1, 2, dtype=torch.float64, generator=generator)
+    x_t, output = process.q_sample(x_start, t, noise), process.target(x_start, t, noise)
+    torch.testing.assert_close(process.predict_x0(x_t, t, output), x_start)
+    torch.testing.assert_close(process.predict_eps(x_t, t, output), noise)
+    nodes = process.nodes(3)
+    torch.testing.assert_close(nodes.sigma[[0, 2]], torch.tensor([5.0, 0.02], dtype=torch.float64))
+    assert isinstance(continuous(Preconditioned()), LevelProcess) and process.prior_std == 5.0
+
+
+@pytest.mark.parametrize("solver", ["dpm_fast", "probability_flow", "adaptive", "flow"])
+def test_networks_are_fed_the_scaled_state(solver):
+    """Every solver of continuous time reaches Gaussian data through EDM's scalings."""
+    mean, std, process = 0.3, 0.4, LevelProcess(Preconditioned())
+    data = Gaussian(mean, std)
+
+    def model(fed, label):
+        sigma = (4 * label.double()).exp().view(-1, 1, 1, 1)
+        x = fed * (sigma**2 + 0.25).sqrt()
+        p_x, p_m = (value.view(-1, 1, 1, 1) for value in process.to_x0(4 * label.double()))
+        return (data.denoise(x, torch.ones(len(x)), sigma) - p_x * x) / p_m
+
+    def denoise(x, t):
+        fed = process.c_in(t).view(-1, 1, 1, 1) * x
+        return process.predict_x0(x, t, model(fed, process.label(t)))
+
+    z = torch.linspace(-2, 2, 8, dtype=torch.float64).view(2, 1, 2, 2)
+    x = mean + (5.0**2 + std**2) ** 0.5 * z
+    wanted = mean + (0.02**2 + std**2) ** 0.5 * z
+    if solver in ("adaptive", "flow"):
+        kind = DPMAdaptive if solver == "adaptive" else AdaptiveFlow
+        reached = kind(Preconditioned(), rtol=1e-5, atol=1e-5).run(denoise, x, None)
+    else:
+        kind = dpm_fast if solver == "dpm_fast" else probability_flow
+        plan, history = kind(Preconditioned(), 62, denoise=False), x.new_zeros(3, *x.shape)
+        for row, time in enumerate(plan.time):
+            output = model(plan["c_in"][row] * x, time.expand(2))
+            x = ops.reverse_step(x, output, plan.table(dtype=x.dtype), torch.tensor(row), history=history)
+        reached = x
+    torch.testing.assert_close(reached, wanted, rtol=0, atol=2e-4)

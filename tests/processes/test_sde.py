@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff.processes import VESDE, VPSDE, SubVPSDE
-from fastdiff.samplers.euler_maruyama import euler_maruyama
+from fastdiff.samplers import euler_maruyama, predictor_corrector, probability_flow
 from tests.processes.golden import error
 from tests.processes.score_sde import PROCESSES, recorded
 from tests.samplers.known import spread
@@ -158,3 +158,24 @@ def test_repr():
     assert repr(VESDE(prediction="eps")) == (
         "VESDE(prediction='eps', t_min=1e-05, t_max=1.0, sigma_min=0.01, sigma_max=50.0, prior_std=50.0)"
     )
+
+
+def test_nodes_are_timesteps_too():
+    process = VPSDE()
+    nodes = process.nodes([0.9, 0.4, 0.1])
+    assert process.nodes(nodes) is nodes
+    torch.testing.assert_close(process.times(nodes), torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64))
+    for solver in (euler_maruyama, probability_flow, predictor_corrector):
+        wanted, found = solver(process, [0.9, 0.4, 0.1]), solver(process, nodes)
+        torch.testing.assert_close(found.rows, wanted.rows)
+    with pytest.raises(ValueError, match="timesteps must be times or their number where levels is given, got Nodes"):
+        predictor_corrector(process, nodes, levels=100)
+
+
+def test_a_run_may_end_before_clean_data():
+    """Nodes whose last point has noise: Euler-Maruyama steps there and no further."""
+    process = VPSDE()
+    whole = process.nodes([0.9, 0.4])
+    nodes = whole._replace(alpha=process.alpha([0.9, 0.4, 0.1]), sigma=process.sigma([0.9, 0.4, 0.1]))
+    plan = euler_maruyama(process, nodes, denoise=False)
+    torch.testing.assert_close(plan["std"], process.diffusion([0.9, 0.4]) * torch.tensor([0.5, 0.3]).double().sqrt())
