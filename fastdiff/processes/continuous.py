@@ -115,6 +115,8 @@ class ContinuousProcess:
 
         x_start [B, C, *]; t [B], floating, on x_start's device. noise and options are those of `fastdiff.ops.q_sample`.
         """
+        if not isinstance(x_start, torch.Tensor) or x_start.dim() < 1:
+            raise TypeError(f"x_start must be a tensor [B, C, *], got {type(x_start).__name__}")
         t = self._checked(t, len(x_start))
         dtype = options.get("dtype") or x_start.dtype
         precision = torch.float64 if dtype is torch.float64 else torch.float32
@@ -124,24 +126,23 @@ class ContinuousProcess:
 
     def predict_x0(self, x_t, t, model_output):
         """x0 = p_x(t) * x_t + p_m(t) * model_output, not clipped. t [B] floating. Differentiable."""
-        return self._combine(t, self.to_x0, x_t, model_output)
+        return self._combine(t, self.to_x0, x_t=x_t, model_output=model_output)
 
     def predict_eps(self, x_t, t, model_output):
         """eps = (x_t - alpha * x0) / sigma from the model's output; all else as in `predict_x0`."""
-        return self._combine(t, self.to_eps, x_t, model_output)
+        return self._combine(t, self.to_eps, x_t=x_t, model_output=model_output)
 
     def target(self, x_start, t, noise):
         """What the network should return at x_t = alpha * x_start + sigma * noise; all else as in `predict_x0`."""
-        return self._combine(t, self.line, x_start, noise)
+        return self._combine(t, self.line, x_start=x_start, noise=noise)
 
     def prior_log_prob(self, z):
         """log N(z; 0, prior_std^2) in nats, [B]; z [B, *]. What likelihoods take the end of the flow to be."""
         squares = (z / self.prior_std).square().flatten(1).sum(1)
         return -z[0].numel() * (math.log(self.prior_std) + math.log(2 * math.pi) / 2) - squares / 2
 
-    def _combine(self, t, coefficients, first, second):
-        dtype = torch.promote_types(first.dtype, second.dtype)
-        precision = torch.float64 if dtype is torch.float64 else torch.float32
+    def _combine(self, t, coefficients, **tensors):
+        first, second, precision = checked_pair(**tensors)
         shape = (-1, *(1,) * (first.dim() - 1))
         a, b = (value.to(precision).reshape(shape) for value in coefficients(self._checked(t, len(first))))
         return a * first + b * second
@@ -162,6 +163,17 @@ class ContinuousProcess:
 
     def _range(self):
         return f"({self.t_end:g}, {self.t_max:g}]"  # with t_end itself where sigma is positive there, as in VE
+
+
+def checked_pair(**tensors):
+    """The two tensors and the dtype of their coefficients: float64 where one is, else float32."""
+    (_, first), (_, second) = tensors.items()
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating tensor, got {getattr(value, 'dtype', type(value).__name__)}")
+        if value.shape != first.shape or value.dim() < 1:
+            raise ValueError(f"{name} must have shape {list(first.shape)}, got {list(value.shape)}")
+    return first, second, torch.float64 if torch.float64 in (first.dtype, second.dtype) else torch.float32
 
 
 def precise(t, device=None):

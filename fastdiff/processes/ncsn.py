@@ -5,7 +5,7 @@ import torch
 from .. import ops
 from . import prediction as predictions
 from . import spacing
-from .continuous import KINDS, Marginal
+from .continuous import KINDS, Marginal, checked_pair
 from .nodes import Nodes
 
 
@@ -67,27 +67,27 @@ class NCSNProcess:
 
     def q_sample(self, x_start, t, noise=None, **options):
         """x_t = x_start + sigma[t] * noise. Arguments and options are those of `fastdiff.ops.q_sample`."""
-        precision = torch.float64 if (options.get("dtype") or x_start.dtype) is torch.float64 else torch.float32
-        alpha, sigma = (table.to(x_start.device, precision) for table in (self.alpha, self.sigma))
+        dtype, device = options.get("dtype") or getattr(x_start, "dtype", None), getattr(x_start, "device", "cpu")
+        precision = torch.float64 if dtype is torch.float64 else torch.float32
+        alpha, sigma = (table.to(device, precision) for table in (self.alpha, self.sigma))
         return ops.q_sample(x_start, t, alpha, sigma, noise, **options)
 
     def predict_x0(self, x_t, t, model_output):
         """x0 = p_x[t] * x_t + p_m[t] * model_output, not clipped. t int64 [B]. Differentiable."""
-        return self._combine(t, self.p_x, x_t, self.p_m, model_output)
+        return self._combine(t, self.p_x, self.p_m, x_t=x_t, model_output=model_output)
 
     def target(self, x_start, t, noise):
         """What the network should return at x_t = x_start + sigma * noise: -noise / sigma for the score."""
-        return self._combine(t, self.target_x0, x_start, self.target_eps, noise)
+        return self._combine(t, self.target_x0, self.target_eps, x_start=x_start, noise=noise)
 
-    def _combine(self, t, a, first, b, second):
+    def _combine(self, t, a, b, **tensors):
+        first, second, precision = checked_pair(**tensors)
         if not isinstance(t, torch.Tensor) or t.dtype is not torch.int64 or t.shape != first.shape[:1]:
             got = f"{t.dtype} {list(t.shape)}" if isinstance(t, torch.Tensor) else type(t).__name__
             raise ValueError(f"t must be int64 of shape {list(first.shape[:1])}, got {got}")
         outside = (t < 0) | (t >= self.num_timesteps)
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and outside.any():
             raise IndexError(f"t must be in [0, {self.num_timesteps}), got {t[outside][0].item()}")
-        dtype = torch.promote_types(first.dtype, second.dtype)
-        precision = torch.float64 if dtype is torch.float64 else torch.float32
         index, shape = t.clamp(0, self.num_timesteps - 1), (-1, *(1,) * (first.dim() - 1))
         a, b = (table.to(t.device, precision)[index].masked_fill(outside, torch.nan).reshape(shape) for table in (a, b))
         return a * first + b * second

@@ -59,13 +59,8 @@ def predictor_corrector(
     if corrector is not None:
         if not preserving(nodes) and not exploding(nodes):
             raise ValueError(f"corrector must be None where variance is not preserved and alpha not 1, got {process!r}")
-        std = 2 * snr * transition(process, timesteps, nodes, levels).scale  # step = std^2 / 2 where norms are equal
-        if corrector == "langevin":
-            row = score_row(nodes, torch.zeros_like(std), torch.ones_like(std), std, clip=clip)  # for `ADJUST`
-        else:
-            std = std * nodes.sigma[:-1]
-            row = score_row(nodes, torch.ones_like(std), std**2 / 2, std, clip=clip)
-        rows += [row] * corrector_steps
+        scale = transition(process, timesteps, nodes, levels).scale
+        rows += [_corrector_row(corrector, nodes, scale * snr, clip)] * corrector_steps
         adjusted += [corrector == "langevin"] * corrector_steps
     if predictor is not None:
         keep, gain, std = PREDICTORS[predictor](process, timesteps, nodes, levels)
@@ -82,6 +77,14 @@ def predictor_corrector(
         adjust=adjust,
         adjusted=adjusted * len(nodes.time),
     )
+
+
+def _corrector_row(corrector, nodes, ratio, clip):
+    """Of "langevin" the columns of the score itself, and std where norms are equal, for `ADJUST`; of "ald" its step."""
+    if corrector == "langevin":
+        return score_row(nodes, torch.zeros_like(ratio), torch.ones_like(ratio), 2 * ratio, clip=clip)
+    step = 2 * (ratio * nodes.sigma[:-1]) ** 2
+    return score_row(nodes, torch.ones_like(ratio), step, torch.sqrt(2 * step), clip=clip)
 
 
 def _check(predictor, corrector, snr, corrector_steps, norms, probability_flow):

@@ -149,6 +149,16 @@ def test_refusals_name_the_argument(make, message):
         make()
 
 
+def test_tensors_of_other_kinds():
+    process, t, x = VPSDE(), torch.tensor([0.5]), torch.zeros(1, 2)
+    with pytest.raises(TypeError, match=r"x_start must be a tensor \[B, C, \*\], got list"):
+        process.q_sample([0.0], t)
+    with pytest.raises(TypeError, match=r"model_output must be a floating tensor, got torch.int64"):
+        process.predict_x0(x, t, x.long())
+    with pytest.raises(ValueError, match=r"noise must have shape \[1, 2\], got \[1, 3\]"):
+        process.target(x, t, torch.zeros(1, 3))
+
+
 def test_times_that_are_no_numbers():
     with pytest.raises(TypeError, match="timesteps must be times or their number, got 'many'"):
         VPSDE().nodes("many")
