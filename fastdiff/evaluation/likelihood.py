@@ -35,7 +35,7 @@ def log_likelihood(
     divergence is p^T (dv/dx) p, p of independent signs, the same along the flow.
 
     Args:
-        model: model(x, time) -> output of the process' prediction, differentiable in x.
+        model: model(x, time) -> output of the process' prediction, [B, C or 2C, *], differentiable in x.
         process: `VPSDE`, `SubVPSDE`, `VESDE`; a `GaussianProcess` runs as its `InterpolatedProcess`, whose networks are
             fed fractional timesteps, and one of noise levels alone as its `LevelProcess`.
         x: [B, C, *] float32 or float64.
@@ -109,7 +109,8 @@ def uniform(like, seed, sample_ids):
 def _estimate(model, process, x, t):
     t = precise(t, x.device).expand(len(x))
     fed = process.c_in(t).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1)) * x
-    return process.predict_x0(x, t, model(fed, process.label(t).to(x.dtype)))
+    output = model(fed, process.label(t).to(x.dtype))
+    return process.predict_x0(x, t, output[:, : x.shape[1]])  # the rest are a learned variance's channels
 
 
 def _hutchinson(output, x, directions):

@@ -133,6 +133,14 @@ def test_uniform_noise_is_uniform():
     assert torch.equal(uniform(torch.empty(1, 1, 128, 128), 1, torch.tensor([2])), u[2:3])
 
 
+def test_channels_of_a_learned_variance_are_not_read():
+    process, data = VPSDE(), Gaussian(0.0, 0.5)
+    x, model = torch.full((1, 2, 2, 2), 0.3), data.model(process)
+    wanted = log_likelihood(model, process, x)
+    found = log_likelihood(lambda x, t: torch.cat([model(x, t), torch.full_like(x, torch.nan)], 1), process, x)
+    assert torch.equal(found.nats, wanted.nats)
+
+
 def test_it_works_where_gradients_are_off():
     process, data = VPSDE(), Gaussian(0.0, 0.5)
     x = torch.zeros(1, 1, 2, 2)
