@@ -17,7 +17,7 @@ DATA = Gaussian(MEAN, STD)
 
 
 def recorded():
-    """Runs of k-diffusion (commit 4601bf0) on a mixture; its sigma_min is t_min here."""
+    """Runs of k-diffusion 0.1.1.post1 on a mixture (its likelihoods: commit 4601bf0); its sigma_min is t_min here."""
     arrays = load("dpm_solver")
     process = VESDE(arrays["config"]["sigma_min"], arrays["config"]["sigma_max"], prediction="x0", t_min=1e-14)
     data = Mixture(*(arrays[f"mixture.{name}"] for name in ("weight", "mean", "std")))

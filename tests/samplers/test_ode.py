@@ -119,7 +119,7 @@ def test_tolerances_hold(method):
         solver = AdaptiveFlow(process, method=method, rtol=tolerance, atol=tolerance)
         reached = solver.run(DATA.denoiser(process), x, progress=seen.append)
         assert (reached - wanted).abs().max() < 50 * tolerance
-        assert min(seen) >= 0 and max(seen) == pytest.approx(1)
+        assert seen[0] == 0 and seen[-1] > 0.99 and 0 <= min(seen) <= max(seen) <= 1 + 1e-9
 
 
 def test_denoise_and_clip_of_the_adaptive_flow():
