@@ -105,7 +105,7 @@ class DPMAdaptive:
             end = torch.where(moving, torch.minimum(last, lam + controller.h), lam - _ARRIVED)
             target, noise = _ancestral(lam, end, last, self.eta)
             low, high = (_orders_2 if self.order == 2 else _orders_3)(eps, x, lam, target)
-            accepted = controller.accept(low, high, before, moving) & moving
+            accepted = controller.accept(low, high, before) & moving
             if self.eta:
                 high = high + eps.like(noise * self.s_noise) * draw(attempt)
             taken = eps.like(accepted)
@@ -183,8 +183,8 @@ class _Controller:
         self.h = precise(solver.h_init, x.device).repeat(len(x))
         self.errors = None  # e1, e2 of the docstring
 
-    def accept(self, low, high, before, moving):
-        """Whether each sample keeps this step, [B]; changes h of the moving ones."""
+    def accept(self, low, high, before):
+        """Whether each sample keeps this step, [B]; changes h."""
         solver = self.solver
         scale = (solver.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=solver.atol)
         squared = precise((low - high) / scale).square().flatten(1).mean(1)
@@ -194,5 +194,5 @@ class _Controller:
         factor = 1 + torch.atan(e**b1 * e1**b2 * e2**b3 - 1)
         accepted = factor >= solver.accept_safety
         self.errors = torch.where(accepted, e, e1), torch.where(accepted, e1, e2)
-        self.h = torch.where(moving, self.h * factor, self.h)
+        self.h = self.h * factor
         return accepted

@@ -70,6 +70,17 @@ def test_moments_on_gaussian_data(process, calls, eta):
     assert mean == pytest.approx(MEAN, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE, VESDE])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_noise_keeps_the_marginals(kind, eta):
+    """Where alpha is not 1 the noise is in units of x, not of x / alpha: mean and variance at t = 0.3."""
+    process = kind(t_min=0.3)
+    alpha, sigma = process.alpha(0.3).item(), process.sigma(0.3).item()
+    mean, variance = moments(dpm_fast(process, 301, eta=eta), process, MEAN, STD)
+    assert mean == pytest.approx(alpha * MEAN, abs=0.005 * sigma + 0.002)
+    assert variance == pytest.approx((alpha * STD) ** 2 + sigma**2, rel=0.03)
+
+
 def test_denoise_and_clip():
     plan = dpm_fast(VPSDE(), 4, clip=1.0, denoise=True)
     assert len(plan) == 5 and plan["bound"].tolist() == [1.0] * 5 and plan["c_0"][-1] == 1
