@@ -160,8 +160,11 @@ def test_the_network_is_fed_its_own_dtype_and_the_state_is_float32(process, dtyp
     torch.testing.assert_close(samples, expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("precision, autocast", [("auto", None), ("fp32", None), ("bf16", torch.bfloat16)])
-def test_precision_of_a_float32_network(process, net, precision, autocast):
+@pytest.mark.parametrize("precision, units, autocast", [
+    ("auto", False, None), ("auto", True, torch.bfloat16), ("fp32", True, None), ("bf16", False, torch.bfloat16),
+])  # fmt: skip
+def test_precision_of_a_float32_network(process, net, monkeypatch, precision, units, autocast):
+    monkeypatch.setattr("fastdiff.samplers.network.has_bfloat16_units", lambda device: units)
     outputs = []
     net.conv.register_forward_hook(lambda module, inputs, output: outputs.append((inputs[0].dtype, output.dtype)))
     samples = Sampler(net, process, steps=2, precision=precision).sample(2)
@@ -320,8 +323,8 @@ def test_a_solver_may_be_a_function(process, net):
     ({"steps": 0}, ValueError, r"steps must be an int in \[1, 1000\], got 0"),
     ({"steps": 1001}, ValueError, r"steps must be an int in \[1, 1000\], got 1001"),
     ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
-    ({"clip": 0.0}, ValueError, r"clip must be a positive number or None, got 0\.0"),
-    ({"clip": True}, ValueError, "clip must be a positive number or None, got True"),
+    ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
+    ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
     ({"model": Net().half(), "precision": "fp32"}, ValueError, r"must be auto for a model of torch.float16, got 'fp"),
     ({"model": Net(), "device": "meta"}, ValueError, "device must be cpu, where the model is, got meta"),
@@ -356,7 +359,7 @@ def test_other_bad_arguments(process, net):
 
 
 @pytest.mark.parametrize("output, kind, message", [
-    (lambda x: (x,), TypeError, "model must return a tensor, got tuple"),
+    (lambda x: (None, x), TypeError, "model must return a tensor, or one in a tuple, dict or .sample, got tuple"),
     (lambda x: x[:, :1], ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 1, 8, 8\]"),
     (lambda x: torch.cat([x, x], 1), ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 6, 8, 8\]"),
     (lambda x: x.to("meta"), ValueError, "model must return a tensor on cpu, got meta"),
