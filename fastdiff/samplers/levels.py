@@ -2,20 +2,24 @@
 
 import torch
 
+from ..processes.nodes import Nodes
+
 
 def levels(process, plan, timesteps=None):
-    """(alpha, sigma), each [S + 1] float64: x = alpha * x_0 + sigma * eps before each row, and 1, 0 after the last.
+    """(alpha, sigma), each [S + 1] float64: x = alpha * x_0 + sigma * eps before each row and after the last.
 
+    The end is clean data, 1 and 0, or that of the Nodes given as timesteps.
     The network's input c_in * x is what the process feeds it at the row's time. A fractional timestep of a
     `GaussianProcess` lies between two whole ones, its log(alpha^2 / sigma^2) interpolated linearly; of other processes,
     the times must be among their `nodes(timesteps)`.
     """
-    if hasattr(process, "logsnr") and hasattr(process, "timestep_map"):
+    if hasattr(process, "snr") and hasattr(process, "timestep_map"):
         alpha, sigma = _between_timesteps(process, plan.time.double())
     else:
         alpha, sigma = _of_nodes(process, plan.time.double(), timesteps)
-    end = torch.ones(1, dtype=torch.float64)
-    return torch.cat([alpha / plan["c_in"], end]), torch.cat([sigma / plan["c_in"], 0 * end])
+    clean = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    ends = (timesteps.alpha[-1:], timesteps.sigma[-1:]) if isinstance(timesteps, Nodes) else clean
+    return tuple(torch.cat([scale / plan["c_in"], end]) for scale, end in zip((alpha, sigma), ends, strict=True))
 
 
 def _between_timesteps(process, time):
@@ -30,15 +34,21 @@ def _between_timesteps(process, time):
 
 
 def _of_nodes(process, time, timesteps):
-    if not hasattr(process, "nodes"):
-        raise TypeError(f"process must have nodes, whose levels are known, got {type(process).__name__}")
-    nodes = process.nodes(timesteps)
+    nodes = _nodes(process, timesteps)
     found = nodes.time.double()[None] == time[:, None]  # [S, nodes]
     if not found.any(1).all():
         missing = time[~found.any(1)][0].item()
         raise ValueError(f"solver must keep to the process' nodes here, got time {missing:g} between them")
     at = found.double().argmax(1)
     return nodes.alpha[at] * nodes.c_in[at], nodes.sigma[at] * nodes.c_in[at]
+
+
+def _nodes(process, timesteps):
+    if isinstance(timesteps, Nodes):
+        return timesteps
+    if not hasattr(process, "nodes"):
+        raise TypeError(f"process must have nodes, whose levels are known, got {type(process).__name__}")
+    return process.nodes(timesteps)
 
 
 def positions(process, plan, rows, timesteps=None):

@@ -20,14 +20,14 @@ class Request:
     """
 
     def __init__(self, sampler, n, seed, sample_ids, condition, x, x_start, strength, inpaint):
-        given = next((image for image in (x, x_start) if image is not None), None)
+        inpaint = inpaint if inpaint is None or isinstance(inpaint, Inpaint) else Inpaint(*inpaint)
+        given = next((image for image in (x, x_start, inpaint and inpaint.known) if image is not None), None)
         self.shape, self.ids = shape_and_ids(sampler.model, n, sample_ids, given)
         self.n, self.seed = len(self.ids), seed
         if not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")
         if x is not None and x_start is not None:
             raise ValueError("x must be None where x_start is given: a run starts from one of them")
-        inpaint = inpaint if inpaint is None or isinstance(inpaint, Inpaint) else Inpaint(*inpaint)
         self.x, self.x_start = (self._image(name, value) for name, value in (("x", x), ("x_start", x_start)))
         self.known = None if inpaint is None else self._image("inpaint's known", inpaint.known)
         self.mask = None if inpaint is None else self._mask(inpaint.mask)
@@ -131,9 +131,9 @@ def shape_and_ids(model, n, sample_ids, images=None):
         outside = [i for i in sample_ids if not 0 <= operator.index(i) < 2**32]
         if outside:
             raise ValueError(f"sample_ids must be in [0, 2**32), got {outside[0]}")
-    if n is None and images is not None:
+    if images is not None:
         shape = images.shape[1:]
-        n = len(images) if sample_ids is None else len(sample_ids)
+        n = len(images) if n is None and sample_ids is None else n
     if n is None:
         if sample_ids is None:
             raise ValueError("n must be given where sample_ids is not, got None")
