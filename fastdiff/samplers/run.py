@@ -58,7 +58,9 @@ class Run:
             plain = plan.estimates().replace(bound=float("inf"), g_0=0)
             self.raw_estimates = plain.table().to(device, non_blocking=True)
         times = plan.time.float() if plan.time.is_floating_point() else plan.time
-        self.times = times[:, None].repeat(1, self.parts * B).to(device, non_blocking=True)
+        times = times[:, None].repeat(1, self.parts * B).to(device, non_blocking=True)
+        self.times = {0: times, 1: times[:, :B], 2: times}  # by the halves of a call
+        self.time = {halves: torch.empty_like(times[:1]) for halves, times in self.times.items()}
         self.counters = torch.zeros(3, dtype=torch.int64, device=device)  # seed, draw, row
         self.rng, self.counter, self.draw_and_row = self.counters[:2], self.counters[2:], self.counters[1:]
         self.sample_ids = torch.zeros(B, dtype=torch.int64, device=device)
@@ -119,13 +121,14 @@ class Run:
 
     def row(self, row):
         """The plan's row, which the device's counter has come to."""
-        self._step(self.kinds[row], self.times[row])
+        kind = self.kinds[row]
+        self._step(kind, self.times[kind.halves][row])
 
     def row_on_device(self, kind):
         """The row that the device's counter names."""
-        with torch.inference_mode(self.classifier is None and torch.is_inference_mode_enabled()):
-            time = self.times.index_select(0, self.counter)[0]
-        self._step(kind, time)
+        time = self.time[kind.halves]
+        torch.index_select(self.times[kind.halves], 0, self.counter, out=time)
+        self._step(kind, time[0])
 
     def _step(self, kind, time):
         output = self._call(kind.halves, time) if kind.halves else None
@@ -140,7 +143,7 @@ class Run:
 
     def _call(self, halves, time):
         x, positional, keywords = self.fed[halves]
-        output = network.tensor_of(self.model(x, time[: len(x)], *positional, **keywords))
+        output = network.tensor_of(self.model(x, time, *positional, **keywords))
         if output.shape[1:2] != (self.channels,) or output.shape[2:] != x.shape[2:] or len(output) != len(x):
             expected = [len(x), self.channels, *x.shape[2:]]
             raise ValueError(f"model must return a tensor of shape {expected}, got {list(output.shape)}")

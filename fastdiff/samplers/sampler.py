@@ -77,7 +77,7 @@ class Sampler:
         if cuda_graph not in ("auto", True, False):
             raise ValueError(f"cuda_graph must be 'auto', True or False, got {cuda_graph!r}")
         self.model, self.process, self.precision, self.device = model, process, precision, device
-        self.compile, self.cuda_graph = compile, cuda_graph
+        self.compile, self.cuda_graph, self._refused = compile, cuda_graph, False
         self.guidance, self.clip = _checked_guidance(guidance), _checked_clip(clip)
         self.solver, self.steps, self.options = solver, steps, options
         _check_solver(solver, options)
@@ -153,16 +153,21 @@ class Sampler:
         mode it came in.
         """
         every = count("every", every, 1)
-        asked = {"x": None, "x_start": None, "strength": 1.0, "inpaint": None, **options}
-        request = Request(self, n, seed, sample_ids, condition, **asked)
-        run = Run(self, request.plan, request.shape, max(request.n, 1), estimates=True)
-        request.begin(run, range(request.n))
-        return self._steps(run, self._advance(run), request.n, every)
+        run = self._run(n, seed, sample_ids, condition, estimates=True, **options)
+        return self._steps(run, self._advance(run), run.B, every)
 
     def trajectory(self, *arguments, **options):
         """(x, x0), each [rows, n, C, H, W]: the steps of `stream`, whose arguments these are, stacked."""
         steps = list(self.stream(*arguments, **options))
         return torch.stack([step.x for step in steps]), torch.stack([step.x0 for step in steps])
+
+    def _run(self, n=None, seed=0, sample_ids=None, condition=None, *, estimates=False, x=None, x_start=None,
+             strength=1.0, inpaint=None):  # fmt: skip
+        """All samples of a request as one batch, ready for its first row."""
+        request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
+        run = Run(self, request.plan, request.shape, request.n, estimates=estimates)
+        request.begin(run, range(request.n))
+        return run
 
     def _steps(self, run, advance, n, every=1):
         times = run.plan.time.tolist()
@@ -178,13 +183,18 @@ class Sampler:
         step = run.row_on_device
         if self.compile:
             step = torch.compile(step, **{"dynamic": False, **(self.compile if isinstance(self.compile, dict) else {})})
-        if run.device.type == "cuda" and self.cuda_graph:
-            step = Capture(step, run.device, required=self.cuda_graph is True)
-        elif self.cuda_graph is True:
+        if not _has_graphs(run.device) and self.cuda_graph is True:
             raise ValueError(f"cuda_graph must be 'auto' or False on {run.device}, got True")
-        elif not self.compile:
-            return run.row
-        return lambda row: step(run.kinds[row])
+        if _has_graphs(run.device) and self.cuda_graph and not self._refused:
+            return self._replay(run, Capture(step, run.device, required=self.cuda_graph is True))
+        return (lambda row: step(run.kinds[row])) if self.compile else run.row
+
+    def _replay(self, run, capture):
+        def advance(row):
+            capture(run.kinds[row])
+            self._refused = capture.refused is not None  # then not tried again
+
+        return advance
 
     @contextlib.contextmanager
     def _mode(self):
@@ -192,6 +202,10 @@ class Sampler:
         autocast = network.autocast(self.precision, device, dtype)
         with network.evaluating(self.model), torch.inference_mode(), autocast:
             yield
+
+
+def _has_graphs(device):
+    return device.type == "cuda"
 
 
 def _watch(steps, callback, bar):
