@@ -2,8 +2,8 @@
 
 While a graph records, every operation is noted with the tensors it reads and writes, and what it changes is put back
 afterwards: recording runs nothing. Replaying does those operations again, on the same tensors, into the memory of the
-first results: whatever the host would have decided anew is frozen, as it is in a CUDA graph. Reading a value by the host
-raises as CUDA does. `log` has the calls in their order.
+first results: whatever the host would have decided anew is frozen, as it is in a CUDA graph. Reading a value by the
+host raises as CUDA does. `log` has the calls in their order.
 """
 
 import contextlib

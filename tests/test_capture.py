@@ -61,7 +61,7 @@ class Reading(Countdown):
 def test_a_step_that_reads_goes_on_without_a_graph_and_says_so_once():
     step, expected = Reading(), Countdown()
     capture = Capture(step, CPU, cuda=Cuda())
-    with pytest.warns(RuntimeWarning, match="without a CUDA graph: operation not permitted when stream is captur") as all_:
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph: operation not permitted") as all_:
         for kind in ["even", "odd"] * 3:
             assert torch.equal(capture(kind), expected(kind))
     assert len(all_) == 1 and not capture.graphs and capture.refused
@@ -72,7 +72,7 @@ def test_a_step_that_must_be_captured_raises():
     capture = Capture(Reading(), CPU, required=True, cuda=Cuda())
     for _ in range(WARM_UP):
         capture("even")
-    with pytest.raises(RuntimeError, match=r"cuda_graph must be False or 'auto' for this step, got True: operation not"):
+    with pytest.raises(RuntimeError, match=r"cuda_graph must be False or 'auto' for this step, got True"):
         capture("even")
 
 

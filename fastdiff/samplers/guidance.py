@@ -42,12 +42,16 @@ class ClassifierFree:
 
     def plan(self, plan, levels):
         """The plan with this guidance in its column w."""
-        w = plan.replace(w=self.w)["w"]
+        return plan.replace(w=self.at(plan.time, plan.replace(w=self.w)["w"]))
+
+    def at(self, time, w=None):
+        """The weights [S or B] at these times: w inside the interval, 1 outside."""
         lo, hi = self.interval or (-math.inf, math.inf)
-        return plan.replace(w=torch.where((plan.time >= lo) & (plan.time <= hi), w, 1.0))
+        w = torch.full_like(time, self.w, dtype=torch.float32) if w is None else w
+        return torch.where((time >= lo) & (time <= hi), w, 1.0)
 
     def combine(self, model_output, channels, w, gain=None):
-        """The halves as one output [B, C or 2C, *], the variance being the conditional's; w a tensor [1]."""
+        """The halves as one output [B, C or 2C, *], the variance being the conditional's; w [1] or [B, 1, ...]."""
         uncond, cond = model_output.float().chunk(2)
         mean = uncond[:, :channels] + w * (cond[:, :channels] - uncond[:, :channels])
         if gain is not None:

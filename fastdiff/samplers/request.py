@@ -33,6 +33,10 @@ class Request:
         self.mask = None if inpaint is None else self._mask(inpaint.mask)
         self.condition = Condition(condition, self.n, self._uncond(sampler, condition))
         self.plan, self.start = sampler.plan, None
+        if not isinstance(self.plan, Plan):
+            for name, value in (("x_start", x_start), ("inpaint", inpaint)):
+                if value is not None:
+                    raise ValueError(f"{name} must be None for a solver that chooses its own steps")
         if x_start is not None:
             self.plan, self.start = from_strength(sampler, strength)
         elif strength != 1:
@@ -54,7 +58,7 @@ class Request:
 
     def _uncond(self, sampler, condition):
         guidance = sampler.guidance
-        if not isinstance(guidance, ClassifierFree) or not (sampler.plan["w"] != 1).any():
+        if not isinstance(guidance, ClassifierFree) or not sampler.guided:
             return None
         uncond = getattr(sampler.model, "null_condition", None) if guidance.uncond is None else guidance.uncond
         if uncond is None:

@@ -1,8 +1,6 @@
 """The loop: any network, any process, any plan."""
 
 import contextlib
-import inspect
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,14 +8,15 @@ from tqdm import tqdm
 
 from ..capture import Capture
 from . import network
-from .ddpm import ddpm
-from .guidance import Classifier, ClassifierFree
+from . import options as options_
+from .free_run import FreeRun
+from .guidance import ClassifierFree
 from .levels import levels
+from .plan import Plan
 from .request import Request, count
 from .run import Run
+from .solvers import SOLVERS
 from .thresholding import DynamicThreshold
-
-SOLVERS = {"ddpm": ddpm}
 
 
 class Step(NamedTuple):
@@ -39,7 +38,8 @@ class Sampler:
             `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
             asks for that layout; `model.null_condition` is the condition of unconditional samples.
         process: `fastdiff.GaussianProcess`.
-        solver: "ddpm", or a function (process, timesteps, *, clip, **options) -> Plan.
+        solver: "ddpm", or a function (process, timesteps, *, clip, **options) -> Plan, or one that chooses its own
+            steps in place of the Plan (see `FreeRun`).
         steps: number of rows, evenly spaced over the process, or the timesteps to use; None: every timestep.
         guidance: a weight, or `ClassifierFree`, or `Classifier`; None: the model as it is.
         clip: bound of the estimates of x_0, or None, or `DynamicThreshold`.
@@ -78,9 +78,9 @@ class Sampler:
             raise ValueError(f"cuda_graph must be 'auto', True or False, got {cuda_graph!r}")
         self.model, self.process, self.precision, self.device = model, process, precision, device
         self.compile, self.cuda_graph, self._refused = compile, cuda_graph, False
-        self.guidance, self.clip = _checked_guidance(guidance), _checked_clip(clip)
+        self.guidance, self.clip = options_.checked_guidance(guidance), options_.checked_clip(clip)
         self.solver, self.steps, self.options = solver, steps, options
-        _check_solver(solver, options)
+        options_.check_solver(solver, options)
         self.plan = self.plan_of(steps)
 
     def plan_of(self, steps):
@@ -88,7 +88,15 @@ class Sampler:
         solve = self.solver if callable(self.solver) else SOLVERS[self.solver]
         clip = 1.0 if isinstance(self.clip, DynamicThreshold) else self.clip
         plan = solve(self.process, steps, clip=clip, **self.options)
-        return plan if self.guidance is None else self.guidance.plan(plan, self.levels)
+        if self.guidance is None or not isinstance(plan, Plan):
+            return plan
+        return self.guidance.plan(plan, self.levels)
+
+    @property
+    def guided(self):
+        """Whether the network is ever run in two halves."""
+        free = isinstance(self.guidance, ClassifierFree)
+        return free and bool((self.plan["w"] != 1).any() if isinstance(self.plan, Plan) else self.guidance.w != 1)
 
     def levels(self, plan):
         """(alpha, sigma), each [S + 1]: x = alpha * x_0 + sigma * eps before each row of a plan of this sampler."""
@@ -128,23 +136,47 @@ class Sampler:
         """
         request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
         size = max(request.n, 1) if batch_size is None else count("batch_size", batch_size, 1)
-        run = Run(self, request.plan, request.shape, size, estimates=callback is not None)
-        advance, rows = self._advance(run), len(request.plan)
+        run, finish, total = self._prepare(request, size, callback)
         result = torch.empty((request.n, *request.shape), device=run.device)
         starts = range(0, request.n, size)
-        with tqdm(total=len(starts) * rows, unit="step", disable=not progress) as bar:
+        with tqdm(total=len(starts) * total, unit="step", disable=not progress) as bar:
             for start in starts:
                 positions = range(start, min(start + size, request.n))
                 request.begin(run, positions)
-                if callback is not None:
-                    _watch(self._steps(run, advance, len(positions)), callback, bar)
-                else:
-                    with self._mode():
-                        for row in range(rows):
-                            advance(row)
-                            bar.update()
+                finish(bar, len(positions))
                 result[start : start + size] = run.x[: len(positions)]
         return result
+
+    def _prepare(self, request, size, callback):
+        """(run, finish(bar, n) that takes it from its first row to its last, units of the bar it then has moved)."""
+        if not isinstance(self.plan, Plan):
+            self._check_free(callback)
+            run = FreeRun(self, request.shape, size)
+            return run, lambda bar, n: self._finish_freely(run, bar), 1
+        run = Run(self, request.plan, request.shape, size, estimates=callback is not None)
+        advance, rows = self._advance(run), len(request.plan)
+        if callback is None:
+            return run, lambda bar, n: self._finish(advance, rows, bar), rows
+        return run, lambda bar, n: _watch(self._steps(run, advance, n), callback, bar), rows
+
+    def _finish(self, advance, rows, bar):
+        with self._mode():
+            for row in range(rows):
+                advance(row)
+                bar.update()
+
+    def _finish_freely(self, run, bar):
+        done = bar.n
+        with self._mode():
+            run.finish(lambda fraction: bar.update(done + fraction - bar.n))
+        bar.update(done + 1 - bar.n)
+
+    def _check_free(self, callback=None):
+        if callback is not None:
+            raise ValueError("callback must be None for a solver that chooses its own steps")
+        if self.compile or self.cuda_graph is True:
+            name = "compile" if self.compile else "cuda_graph"
+            raise ValueError(f"{name} must be off for a solver that chooses its own steps, got True")
 
     def stream(self, n=None, seed=0, sample_ids=None, condition=None, *, every=1, **options):
         """An iterator of a `Step` after every so many rows of the plan and after its last, whose x `sample` returns.
@@ -164,6 +196,8 @@ class Sampler:
     def _run(self, n=None, seed=0, sample_ids=None, condition=None, *, estimates=False, x=None, x_start=None,
              strength=1.0, inpaint=None):  # fmt: skip
         """All samples of a request as one batch, ready for its first row."""
+        if not isinstance(self.plan, Plan):
+            raise ValueError("stream must have a solver with a plan, got one that chooses its own steps")
         request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
         run = Run(self, request.plan, request.shape, request.n, estimates=estimates)
         request.begin(run, range(request.n))
@@ -214,32 +248,3 @@ def _watch(steps, callback, bar):
         bar.update()
         if callback(step) is True:
             return
-
-
-def _checked_guidance(guidance):
-    if guidance is None or isinstance(guidance, (ClassifierFree, Classifier)):
-        return guidance
-    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
-        raise ValueError(f"guidance must be a finite number, ClassifierFree or Classifier, got {guidance!r}")
-    return ClassifierFree(guidance)
-
-
-def _checked_clip(clip):
-    if clip is None or isinstance(clip, DynamicThreshold):
-        return clip
-    if isinstance(clip, bool) or not clip > 0:
-        raise ValueError(f"clip must be a positive number, DynamicThreshold or None, got {clip!r}")
-    return clip
-
-
-def _check_solver(solver, options):
-    if not callable(solver) and solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, or a function, got {solver!r}")
-    parameters = inspect.signature(solver if callable(solver) else SOLVERS[solver]).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    unknown = next((name for name in options if name not in known), None)
-    if unknown is not None:
-        taken = ", ".join(name for name in known if name != "clip") or "none"
-        raise TypeError(f"options must be among the solver's ({taken}), got {unknown!r}")

@@ -309,9 +309,53 @@ def test_copies(process, net, duplicate):
     assert torch.equal(duplicate(sampler).sample(2), sampler.sample(2))
 
 
+def test_options_are_the_solvers(process, net):
+    def solver(process, timesteps, *, clip, factor=1.0):
+        return ddpm(process, timesteps, clip=clip).replace(std=factor)
+
+    assert Sampler(net, process, solver, steps=3, factor=0.25).plan["std"].tolist() == [0.25] * 3
+    with pytest.raises(TypeError, match=r"options must be among the solver's \(factor\), got 'eta'"):
+        Sampler(net, process, solver, steps=3, eta=1.0)
+
+
 def test_a_solver_may_be_a_function(process, net):
     sampler = Sampler(net, process, solver=ddpm, steps=3)
     assert torch.equal(sampler.sample(1), Sampler(net, process, steps=3).sample(1))
+
+
+def test_stream_every_so_many_rows(process, net):
+    sampler = Sampler(net, process, steps=7)
+    whole = list(sampler.stream(2, seed=4))
+    some = list(sampler.stream(2, seed=4, every=3))
+    assert [step.row for step in some] == [2, 5, 6]
+    assert all(torch.equal(step.x, whole[step.row].x) for step in some)
+
+
+def test_a_trajectory_is_the_stream_stacked(process, net):
+    sampler = Sampler(net, process, steps=6)
+    x, x0 = sampler.trajectory(3, seed=4, every=2)
+    steps = list(sampler.stream(3, seed=4, every=2))
+    assert x.shape == x0.shape == (3, 3, *SHAPE)
+    assert torch.equal(x[1], steps[1].x) and torch.equal(x0[2], steps[2].x0)
+
+
+def test_a_callback_sees_every_row_of_every_batch(process, net):
+    sampler, seen = Sampler(net, process, steps=4), []
+    samples = sampler.sample(3, seed=4, batch_size=2, callback=seen.append)
+    assert torch.equal(samples, sampler.sample(3, seed=4, batch_size=2))
+    assert [(step.row, len(step.x)) for step in seen] == [(row, n) for n in (2, 1) for row in range(4)]
+    steps = list(sampler.stream(2, seed=4))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0) for a, b in zip(seen, steps, strict=False))
+    assert torch.equal(seen[-1].x, samples[2:]) and not seen[0].x.is_inference()
+
+
+def test_a_callback_may_stop_early(process, net):
+    sampler = Sampler(net, process, steps=6)
+    stopped = sampler.sample(2, seed=4, callback=lambda step: step.row == 2)
+    assert torch.equal(stopped, list(sampler.stream(2, seed=4))[2].x)
+    for falsy in (None, False, 1):  # only True
+        samples = sampler.sample(2, seed=4, callback=lambda step, falsy=falsy: falsy)
+        assert torch.equal(samples, sampler.sample(2, seed=4))
 
 
 # ---- Errors ----
@@ -324,6 +368,7 @@ def test_a_solver_may_be_a_function(process, net):
     ({"steps": 1001}, ValueError, r"steps must be an int in \[1, 1000\], got 1001"),
     ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
     ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
+    ({"eta": 0.5}, TypeError, r"options must be among the solver's \(none\), got 'eta'"),
     ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
     ({"model": Net().half(), "precision": "fp32"}, ValueError, r"must be auto for a model of torch.float16, got 'fp"),
@@ -354,6 +399,8 @@ def test_bad_arguments(process, net, arguments, kind, message):
 def test_other_bad_arguments(process, net):
     with pytest.raises(ValueError, match=r"n must be a shape \(n, C, H, W\) for a model without sample_shape, got 4"):
         Sampler(elementwise, process, steps=2).sample(4)
+    with pytest.raises(ValueError, match="every must be an int of at least 1, got 0"):
+        Sampler(net, process, steps=2).stream(4, every=0)
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got 0"):
         Sampler(net, process, steps=2).sample(4, batch_size=0)
 
