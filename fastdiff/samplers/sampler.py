@@ -132,14 +132,14 @@ class Sampler:
             strength: in (0, 1], the share of the rows that are run on x_start, the last ones.
             inpaint: (known, mask), mask 1 where to generate, or `Inpaint`, which has RePaint's jumps.
             callback: callback(step) after each row of each batch, a `Step`; True ends the batch there.
-            progress: show a progress bar.
+            progress: show a progress bar; or the caller's own, to move on by one a row.
         """
         request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
         size = max(request.n, 1) if batch_size is None else count("batch_size", batch_size, 1)
         run, finish, total = self._prepare(request, size, callback)
         result = torch.empty((request.n, *request.shape), device=run.device)
         starts = range(0, request.n, size)
-        with tqdm(total=len(starts) * total, unit="step", disable=not progress) as bar:
+        with _bar(progress, len(starts) * total) as bar:
             for start in starts:
                 positions = range(start, min(start + size, request.n))
                 request.begin(run, positions)
@@ -236,6 +236,12 @@ class Sampler:
         autocast = network.autocast(self.precision, device, dtype)
         with network.evaluating(self.model), torch.inference_mode(), autocast:
             yield
+
+
+def _bar(progress, total):
+    if hasattr(progress, "update"):
+        return contextlib.nullcontext(progress)
+    return tqdm(total=total, unit="step", disable=not progress)
 
 
 def _has_graphs(device):
