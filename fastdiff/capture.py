@@ -5,6 +5,7 @@ the graph allocated. What the step must bring: every input in tensors that stay 
 a counter on the device that it advances itself, and no read of a device value by the host.
 """
 
+import contextlib
 import warnings
 from collections import Counter
 
@@ -57,7 +58,8 @@ class Capture:
     def _record(self, kind):
         graph = self.cuda.CUDAGraph()
         try:
-            with self.cuda.graph(graph, stream=self.side):
+            # Other threads may go on with what they do: a data loader pins memory, backward runs on its own.
+            with _own_casts(), self.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"):
                 result = self.step(*kind)
         except Exception as error:  # whatever a step does that a graph cannot hold
             self.refused = str(error).partition("\n")[0] or type(error).__name__
@@ -66,3 +68,14 @@ class Capture:
             warnings.warn(f"running without a CUDA graph: {self.refused}", RuntimeWarning, stacklevel=4)
         else:
             self.graphs[kind], self.results[kind] = graph, result
+
+
+@contextlib.contextmanager
+def _own_casts():
+    """Autocast converts weights inside the graph: those that it keeps are freed when autocast ends, a graph is not."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -19,6 +19,7 @@ class Graph:
     def __init__(self, log):
         self.log, self.operations = log, []
 
+    @torch.no_grad()
     def replay(self):
         self.log.append("replay")
         for operation, arguments, keywords, results in self.operations:
@@ -38,12 +39,15 @@ class Recording(TorchDispatchMode):
             raise RuntimeError("operation not permitted when stream is capturing")
         for place, argument in enumerate(operation._schema.arguments):
             value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
-            if argument.alias_info is not None and argument.alias_info.is_write and value is not None:
-                self.before.setdefault(value.data_ptr(), (value, value.clone()))
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_leaves(value):
+                    if isinstance(tensor, torch.Tensor):
+                        self.before.setdefault(tensor.data_ptr(), (tensor, tensor.clone()))
         result = operation(*arguments, **keywords)
         self.graph.operations.append((operation, arguments, keywords, tree_leaves(result)))
         return result
 
+    @torch.no_grad()
     def undo(self):
         for value, before in self.before.values():
             value.copy_(before)
@@ -87,7 +91,8 @@ class Cuda:
             self.streams.pop()
 
     @contextlib.contextmanager
-    def graph(self, graph, stream):
+    def graph(self, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
         self.log.append(f"record on {stream.name}")
         if self.fail:
             raise self.fail

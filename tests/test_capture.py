@@ -5,7 +5,10 @@ import warnings
 import pytest
 import torch
 
+from fastdiff import GaussianProcess, schedules
 from fastdiff.capture import WARM_UP, Capture
+from fastdiff.ops import rng
+from fastdiff.training.timesteps import uniform
 from tests.cuda_graphs import Cuda
 
 CPU = torch.device("cpu")
@@ -91,6 +94,49 @@ def test_an_error_of_the_step_itself_passes_through():
         warnings.simplefilter("error")
         with pytest.raises(KeyError, match="mine"):
             Capture(step, CPU, cuda=Cuda())()
+
+
+def training_step(process, images):
+    """(step, parameters): noising, a network, its gradient, Adam; all that changes on the way is on the device."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(4, 3, 3, padding=1))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2, fused=True)
+    counters, ids = rng.make_rng(5), torch.arange(len(images))
+
+    def step():
+        t = uniform(process.num_timesteps, counters, ids)
+        x_t, noise = process.q_sample(images, t, rng=counters, sample_ids=ids, return_noise=True)
+        optimizer.zero_grad(set_to_none=True)
+        loss = (net(x_t) - noise).square().mean()
+        loss.backward()
+        optimizer.step()
+        counters[1:].add_(1)
+        return loss.detach()
+
+    return step, list(net.parameters())
+
+
+def test_a_training_step():
+    process = GaussianProcess(schedules.linear(100))
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    (step, weights), (eager, expected) = (training_step(process, images) for _ in range(2))
+    capture = Capture(step, CPU, required=True, cuda=Cuda())
+    for _ in range(6):
+        assert torch.equal(capture(), eager())
+    assert len(capture.graphs) == 1 and all(map(torch.equal, weights, expected))
+
+
+def test_a_graph_converts_weights_itself():
+    """What autocast keeps for later calls is gone when it ends, and old when the weights change."""
+    layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    capture = Capture(lambda: layer(x), CPU, required=True, cuda=Cuda())
+    for _ in range(3):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = [capture().clone() for _ in range(4)]
+            expected = layer(x)
+        assert all(torch.equal(value, expected) for value in found)
+        layer.weight.data.mul_(2)
+    assert torch.is_autocast_cache_enabled()
 
 
 def test_the_stand_in_freezes_what_the_host_decides():

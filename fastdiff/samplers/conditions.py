@@ -57,7 +57,7 @@ def take(value, positions):
     """[B, ...]: the samples at these positions of [n, ...], or B times the one of [1, ...]."""
     if len(value) == 1:
         return value.expand(len(positions), *value.shape[1:])
-    return value.index_select(0, positions.to(value.device))
+    return value.index_select(0, positions.to(value.device, non_blocking=True))
 
 
 def per_sample(name, value, n):

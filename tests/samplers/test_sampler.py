@@ -258,28 +258,6 @@ def test_the_loop_reads_nothing_back(process, net):
         assert sampler.sample(4).shape == (4, *SHAPE)
 
 
-@pytest.mark.gpu
-def test_the_loop_does_not_synchronise(process, net):
-    sampler = Sampler(net.cuda(), process, steps=5)
-    sampler.sample(2)
-    run = sampler._start(SHAPE, [0, 1], 0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with sampler._mode():
-            for row in range(5):
-                sampler._advance(run, sampler._call(run, row))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-def test_gpu_samples_are_those_of_the_cpu(process):
-    sampler = Sampler(elementwise, process, steps=10)
-    on_cpu = sampler.sample((4, *SHAPE), seed=5)
-    sampler.device = "cuda"
-    torch.testing.assert_close(sampler.sample((4, *SHAPE), seed=5).cpu(), on_cpu, rtol=0, atol=1e-4)
-
-
 # ---- Looking at a run ----
 
 
