@@ -51,10 +51,11 @@ def _nodes(process, timesteps):
     return process.nodes(timesteps)
 
 
-def positions(process, plan, rows, timesteps=None):
-    """The timesteps, as a solver takes them, of the rows of a plan that begin at a node of the process; increasing."""
-    times = {time.item() for time in plan.time[rows].double()}
+def remaining(process, time, timesteps=None):
+    """What a solver takes as timesteps for a run through those of `time` that are points of the process, or None."""
+    times = set(time.double().tolist())
     if hasattr(process, "timestep_map"):
-        return [t for t, known in enumerate(process.timestep_map.tolist()) if known in times]
-    kept = [label.item() in times for label in process.nodes(timesteps).time.double()]
-    return process.times(timesteps)[torch.tensor(kept)]
+        return [t for t, known in enumerate(process.timestep_map.tolist()) if known in times] or None
+    nodes = _nodes(process, timesteps)
+    first = next((i for i, at in enumerate(nodes.time.double().tolist()) if at in times), None)
+    return None if first is None else Nodes(*(column[first:] for column in nodes))

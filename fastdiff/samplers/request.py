@@ -8,7 +8,7 @@ from ..ops.rows import NAMES
 from .conditions import Condition, per_sample, take
 from .guidance import ClassifierFree
 from .inpaint import Inpaint
-from .levels import positions
+from .levels import remaining
 from .plan import Plan
 
 
@@ -94,17 +94,19 @@ class Request:
 def from_strength(sampler, strength):
     """(plan, (alpha, sigma)): the last strength * S rows of the sampler's plan, and the level that they start at.
 
-    A solver whose rows there need history from before is asked for a plan of the timesteps that are left.
+    A run of several stages begins with a whole one. A solver whose rows need history from before is asked for a plan of
+    the timesteps that are left.
     """
     if isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength!r}")
     plan, S = sampler.plan, len(sampler.plan)
     first = S - max(int(S * strength), 1)
-    whole = next((row for row in range(first, S) if stands_alone(plan, row)), None)
-    if whole is not None:
-        plan = tail(plan, whole)
+    alone = [row for row in range(S) if stands_alone(plan, row)]
+    left = None if alone[-1] >= first else remaining(sampler.process, plan.time[first:], sampler.steps)
+    if left is not None:
+        plan = sampler.plan_of(left)
     else:
-        plan = sampler.plan_of(positions(sampler.process, plan, slice(first, None), sampler.steps))
+        plan = tail(plan, next((row for row in alone if row >= first), alone[-1]))
     alpha, sigma = (level[0].item() for level in sampler.levels(plan))
     return plan, (alpha, sigma)
 

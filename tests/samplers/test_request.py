@@ -80,10 +80,11 @@ def test_a_solver_with_history_starts_afresh(process):
 
 def test_a_run_of_two_stages_starts_at_a_first_stage(process):
     def staged(process, timesteps, *, clip):
-        return Plan([90, 80, 70, 60], p_x=1, c_0=1, write=[0, -1, 0, -1], q_0=[1, 0, 1, 0], c_1=[0, 1, 0, 1])
+        return Plan([90.5, 80.5, 70.5, 60.5], p_x=1, c_0=1, write=[0, -1, 0, -1], q_0=[1, 0, 1, 0], c_1=[0, 1, 0, 1])
 
-    times = [step.time for step in Sampler(model, process, staged).stream(x_start=images(), strength=0.75)]
-    assert times == [70, 60]
+    sampler = Sampler(model, process, staged)
+    for strength in (0.75, 0.5, 0.25):  # the last row alone is none
+        assert [step.time for step in sampler.stream(x_start=images(), strength=strength)] == [70.5, 60.5]
 
 
 def test_image_to_image_within_a_mask(process):
