@@ -19,6 +19,7 @@ class FreeRun:
     def __init__(self, sampler, shape, B):
         self.sampler, self.solver, self.shape, self.B = sampler, sampler.plan, shape, B
         self.device, self.dtype = network.locate(sampler.model, sampler.device)
+        network.check_precision(sampler.precision, self.dtype)  # the model may have changed
         self.memory_format = getattr(sampler.model, "memory_format", torch.contiguous_format)
         if isinstance(sampler.guidance, Classifier) and sampler.guidance.form != "score":
             raise ValueError("guidance must be of form score where a solver chooses its own steps, got 'mean'")

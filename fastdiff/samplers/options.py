@@ -35,3 +35,10 @@ def check_solver(solver, options):
     if unknown is not None:
         taken = ", ".join(name for name in known if name != "clip") or "none"
         raise TypeError(f"options must be among the solver's ({taken}), got {unknown!r}")
+
+
+def check_modes(compile, cuda_graph):
+    if not isinstance(compile, (bool, dict)):
+        raise TypeError(f"compile must be a bool or a dict of torch.compile's options, got {type(compile).__name__}")
+    if cuda_graph not in ("auto", True, False):
+        raise ValueError(f"cuda_graph must be 'auto', True or False, got {cuda_graph!r}")

@@ -45,8 +45,8 @@ class Request:
             self.plan = inpaint.plan(self.plan, sampler.levels)
 
     def begin(self, run, positions):
-        """Fills the run with the samples at these positions, the last of them repeated in what is left."""
-        padded = [*positions, *[positions[-1]] * (run.B - len(positions))]
+        """Fills the run with the samples at these positions, a list, the last of them repeated in what is left."""
+        padded = [*positions, *(positions[-1:] * (run.B - len(positions)))]
         at = torch.tensor(padded)
         images = {
             name: take(value, at).to(run.device, torch.float32, non_blocking=True)

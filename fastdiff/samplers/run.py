@@ -29,6 +29,7 @@ class Run:
     def __init__(self, sampler, plan, shape, B, *, estimates=False):
         self.model, self.plan, self.shape, self.B = sampler.model, plan, shape, B
         self.device, self.dtype = network.locate(self.model, sampler.device)
+        network.check_precision(sampler.precision, self.dtype)  # the model may have changed
         self.free = sampler.guidance if isinstance(sampler.guidance, ClassifierFree) else None
         self.classifier = sampler.guidance if isinstance(sampler.guidance, Classifier) else None
         self.threshold = sampler.clip if isinstance(sampler.clip, DynamicThreshold) else None

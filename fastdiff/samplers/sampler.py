@@ -74,8 +74,7 @@ class Sampler:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
         network.check_precision(precision, network.locate(model, device)[1])
-        if cuda_graph not in ("auto", True, False):
-            raise ValueError(f"cuda_graph must be 'auto', True or False, got {cuda_graph!r}")
+        options_.check_modes(compile, cuda_graph)
         self.model, self.process, self.precision, self.device = model, process, precision, device
         self.compile, self.cuda_graph, self._refused = compile, cuda_graph, False
         self.guidance, self.clip = options_.checked_guidance(guidance), options_.checked_clip(clip)
@@ -141,7 +140,7 @@ class Sampler:
         starts = range(0, request.n, size)
         with _bar(progress, len(starts) * total) as bar:
             for start in starts:
-                positions = range(start, min(start + size, request.n))
+                positions = list(range(start, min(start + size, request.n)))
                 request.begin(run, positions)
                 finish(bar, len(positions))
                 result[start : start + size] = run.x[: len(positions)]
@@ -200,7 +199,7 @@ class Sampler:
             raise ValueError("stream must have a solver with a plan, got one that chooses its own steps")
         request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
         run = Run(self, request.plan, request.shape, request.n, estimates=estimates)
-        request.begin(run, range(request.n))
+        request.begin(run, list(range(request.n)))
         return run
 
     def _steps(self, run, advance, n, every=1):

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdiff import GaussianProcess, Sampler, ops, schedules
+from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
 from fastdiff.capture import Capture
 from fastdiff.ops import rng
 from fastdiff.samplers import sampler
@@ -110,6 +110,28 @@ def test_a_compiled_step_has_no_graph_break(case, compiler):
     found = sampler_.sample(SHAPE, seed=5, **arguments)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert counter.frame_count == kinds
+
+
+@pytest.mark.slow
+def test_a_network_compiled_with_its_step(process):
+    """By inductor, as a user has it."""
+    torch.manual_seed(0)
+    options = dict(image_size=8, channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), groups=4)
+    net = UNet(UNetConfig(**options))
+    for parameter in net.parameters():  # its last layer is born zero
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    expected = Sampler(net, process, steps=4, precision="fp32").sample(2)
+    compiled = Sampler(net, process, steps=4, precision="fp32", compile={"fullgraph": True}).sample(2)
+    torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-3)
+
+
+def test_the_next_call_compiles_nothing_new(process):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    sampler_ = Sampler(model, process, steps=4, compile={"fullgraph": True, "backend": counter})
+    for seed in range(3):
+        sampler_.sample(SHAPE, seed=seed, batch_size=2)
+    assert counter.frame_count == 1
 
 
 def test_a_compiled_step_with_a_classifier(process):

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastdiff
 from fastdiff import GaussianProcess, Sampler, schedules
-from fastdiff.samplers import Plan, ddpm
+from fastdiff.samplers import Plan, ddpm, network
 
 SHAPE = (3, 8, 8)
 
@@ -103,6 +103,7 @@ def test_fixed_batches_make_bytes_independent_of_n(process, net):
 def test_no_samples(process, net):
     assert Sampler(net, process, steps=2).sample(0).shape == (0, *SHAPE)
     assert Sampler(net, process, steps=2).sample(sample_ids=[], batch_size=4).shape == (0, *SHAPE)
+    assert [step.x0.shape for step in Sampler(net, process, steps=2).stream(0)] == [(0, *SHAPE)] * 2
 
 
 # ---- What the network is given ----
@@ -169,6 +170,21 @@ def test_precision_of_a_float32_network(process, net, monkeypatch, precision, un
     net.conv.register_forward_hook(lambda module, inputs, output: outputs.append((inputs[0].dtype, output.dtype)))
     samples = Sampler(net, process, steps=2, precision=precision).sample(2)
     assert outputs == [(torch.float32, autocast or torch.float32)] * 2 and samples.dtype is torch.float32
+
+
+@pytest.mark.parametrize("has", [(), ("avx512_bf16",), ("amx_tile",)])
+def test_bfloat16_units_of_a_cpu(monkeypatch, has):
+    for unit in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda unit=unit: unit in has, raising=False)
+    assert network.has_bfloat16_units(torch.device("cpu")) is bool(has)
+    assert network.has_bfloat16_units(torch.device("meta")) is False
+
+
+def test_a_model_that_changed_is_looked_at_again(process, net):
+    sampler = Sampler(net, process, steps=2, precision="fp32")
+    net.half()
+    with pytest.raises(ValueError, match=r"precision must be auto for a model of torch\.float16, got 'fp32'"):
+        sampler.sample(1)
 
 
 def test_fp32_switches_a_surrounding_autocast_off(process, net):
@@ -348,6 +364,7 @@ def test_a_callback_may_stop_early(process, net):
     ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
     ({"eta": 0.5}, TypeError, r"options must be among the solver's \(none\), got 'eta'"),
     ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
+    ({"compile": "eager"}, TypeError, "compile must be a bool or a dict of torch.compile's options, got str"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
     ({"model": Net().half(), "precision": "fp32"}, ValueError, r"must be auto for a model of torch.float16, got 'fp"),
     ({"model": Net(), "device": "meta"}, ValueError, "device must be cpu, where the model is, got meta"),
