@@ -12,8 +12,8 @@ from .thresholding import DynamicThreshold
 class FreeRun:
     """What such a solver is given: a state x [B, C, *], denoise(x, t) -> x0 like x, draw(k) -> standard normals like x.
 
-    The solver's process says what the network is fed at its times t [B], `label(t)`, and what its output means,
-    `predict_x0(x, t, output)`. Guidance and thresholds act on x0 as they do in a plan.
+    The solver's process says what the network is fed at its times t [B], `c_in(t)` * x and `label(t)`, and what its
+    output means, `predict_x0(x, t, output)`. Guidance and thresholds act on x0 as they do in a plan.
     """
 
     def __init__(self, sampler, shape, B):
@@ -43,7 +43,7 @@ class FreeRun:
         time = process.label(t)
         time = time.to(torch.float32) if time.is_floating_point() else time
         guided = isinstance(guidance, ClassifierFree) and self.sampler.guided
-        fed = x.to(self.dtype or torch.float32, memory_format=self.memory_format)
+        fed = (self._like(process.c_in(t), x) * x).to(self.dtype or torch.float32, memory_format=self.memory_format)
         positional, keywords = arguments(self.condition)
         halves = (torch.cat([value, value]) if guided else value for value in (fed, time))
         output = network.tensor_of(self.sampler.model(*halves, *positional, **keywords))
@@ -57,20 +57,24 @@ class FreeRun:
 
     def _guided(self, output, time):
         guidance, channels = self.sampler.guidance, self.shape[0]
-        w = guidance.at(time).view(-1, *(1,) * len(self.shape))
+        w = self._like(guidance.at(time), self.x)
         gain = guidance.gain(output, channels, w)
         return guidance.combine(output, channels, w, gain)[:, :channels]
 
     def _bounded(self, x0):
         if not isinstance(self.sampler.clip, DynamicThreshold):
             return x0  # a static clip is the solver's own
-        bound, shrink = (value.view(-1, *(1,) * len(self.shape)) for value in self.sampler.clip(x0))
+        bound, shrink = (self._like(value, x0) for value in self.sampler.clip(x0))
         return x0.clamp(-bound, bound) * shrink
 
     def _classified(self, x0, fed, time, t):
         positional, keywords = arguments(self.condition)
         with torch.inference_mode(False):
             gradient = self.sampler.guidance.gradient(fed.clone(), time.clone(), *positional, **keywords)
-        variance = self.solver.process.sigma(t) ** 2 / self.solver.process.alpha(t)
-        factor = self.sampler.guidance.scale * variance.view(-1, *(1,) * len(self.shape))
-        return x0 + factor.to(x0.dtype) * gradient.to(x0.dtype)
+        process = self.solver.process
+        factor = process.c_in(t) * process.sigma(t) ** 2 / process.alpha(t)  # the gradient is of the network's input
+        return x0 + self.sampler.guidance.scale * self._like(factor, x0) * gradient.to(x0.dtype)
+
+    def _like(self, value, x):
+        """[B] to [B, 1, ...] in x's dtype."""
+        return value.to(x.dtype).view(-1, *(1,) * len(self.shape))

@@ -11,7 +11,10 @@ SHAPE = (3, 2, 4, 4)
 
 
 class Exploding:
-    """alpha = 1, sigma = t; the network is fed t / 10 and predicts the noise."""
+    """alpha = 1, sigma = t; the network is fed x / 2 and t / 10 and predicts the noise."""
+
+    def c_in(self, t):
+        return torch.full_like(t, 0.5)
 
     def label(self, t):
         return t / 10
@@ -68,7 +71,7 @@ def sample(options=None, **arguments):
 
 
 def test_the_whole_way():
-    expected = by_hand(lambda x, t: predicted(x, t, model(x, t / 10)).clamp(-1, 1))
+    expected = by_hand(lambda x, t: predicted(x, t, model(x / 2, t / 10)).clamp(-1, 1))
     torch.testing.assert_close(sample(), expected)
     assert torch.equal(sample(batch_size=2), sample())
     x = 8 * ops.normal(SHAPE, rng.make_rng(4), torch.arange(3))
@@ -77,7 +80,7 @@ def test_the_whole_way():
 
 def test_guidance_with_rescale_in_an_interval():
     def x0(x, t):
-        uncond, cond = (model(x, t / 10, torch.full((3,), y)) for y in (0.0, 0.3))
+        uncond, cond = (model(x / 2, t / 10, torch.full((3,), y)) for y in (0.0, 0.3))
         w = 3.0 if 0.15 <= t[0] / 10 <= 0.5 else 1.0
         m = uncond + w * (cond - uncond)
         ratio = cond.flatten(1).std(1) / m.flatten(1).std(1)
@@ -92,8 +95,8 @@ def test_a_classifier():
 
     def x0(x, t):
         y = torch.full((3,), 0.3)
-        estimate = predicted(x, t, model(x, t / 10, y))
-        return estimate + 0.01 * t.view(-1, 1, 1, 1) ** 2 * gradient(x, t / 10, y)
+        estimate = predicted(x, t, model(x / 2, t / 10, y))
+        return estimate + 0.01 * t.view(-1, 1, 1, 1) ** 2 * gradient(x / 2, t / 10, y) / 2
 
     options = {"guidance": Classifier(gradient, 0.01), "clip": None}
     torch.testing.assert_close(sample(options, condition=0.3), by_hand(x0))
@@ -103,7 +106,7 @@ def test_a_classifier():
 
 def test_a_dynamic_threshold():
     def x0(x, t):
-        estimate = predicted(x, t, model(x, t / 10))
+        estimate = predicted(x, t, model(x / 2, t / 10))
         s = torch.quantile(estimate.abs().flatten(1), 0.8, dim=1).clamp(min=1).view(-1, 1, 1, 1)
         return estimate.clamp(-s, s) / s
 
