@@ -88,8 +88,6 @@ class Parts:
             old, new = before.get(name), self.settings.get(name)
             if old != new:
                 raise ValueError(f"{name} must be as in the run to resume, {old!r}, got {new!r}")
-        for unfinished in self.folder.glob("*.part"):
-            unfinished.unlink()
 
     def ids(self, index):
         """The samples of a micro-batch."""

@@ -201,6 +201,21 @@ def test_the_score_form_moves_the_raw_output_too(process):
     torch.testing.assert_close(guided, told.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_the_score_form_in_a_view_of_noise_levels(process):
+    """The state is x / alpha, the network and the classifier are fed x."""
+    alpha, sigma = process.alpha[50], process.sigma[50]
+
+    def solver(process, timesteps, *, clip):
+        return Plan([50], c_in=alpha, p_x=1.0, p_m=-sigma / alpha, c_0=1.0)
+
+    def shifted(x, t, y):
+        return conditional(x, t, y) - sigma * 2.0 * pull(x, t, y)
+
+    guided = Sampler(conditional, process, solver, clip=None, guidance=Classifier(pull, 2.0)).sample(SHAPE, condition=3)
+    told = Sampler(shifted, process, solver, clip=None).sample(SHAPE, condition=3)
+    torch.testing.assert_close(guided, told.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_the_gradient_of_a_classifiers_logits(process):
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
     gradient, x, y = gradient_of(lambda x, t: classifier(x)), torch.randn(SHAPE), torch.tensor([1, 4])

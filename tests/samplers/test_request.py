@@ -87,6 +87,19 @@ def test_a_run_of_two_stages_starts_at_a_first_stage(process):
         assert [step.time for step in sampler.stream(x_start=images(), strength=strength)] == [70.5, 60.5]
 
 
+def test_rows_keep_their_numbers(process):
+    """What adjusts a row is told its place in the whole plan."""
+    seen = []
+
+    def adjusting(process, timesteps, *, clip):
+        plan = ddpm(process, timesteps, clip=clip)
+        columns = {name: plan[name] for name in ("p_x", "p_m", "c_x", "c_0", "std", "bound")}
+        return Plan(plan.time, adjust=lambda rows, row, *_: seen.append(int(row)), adjusted=True, **columns)
+
+    Sampler(model, process, adjusting, steps=10).sample(x_start=images(), strength=0.3)
+    assert seen == [7, 8, 9]
+
+
 def test_image_to_image_within_a_mask(process):
     known, mask = images(), torch.zeros(1, 1, 4, 4)
     mask[..., :2] = 1

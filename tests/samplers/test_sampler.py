@@ -9,7 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastdiff
-from fastdiff import GaussianProcess, Sampler, schedules
+from fastdiff import GaussianProcess, Sampler, ops, schedules
+from fastdiff.ops import rng
+from fastdiff.ops.rows import COLUMNS
 from fastdiff.samplers import Plan, ddpm, network
 
 SHAPE = (3, 8, 8)
@@ -209,6 +211,58 @@ def test_channels_last_where_the_model_asks(process, net):
     assert all(step.x.is_contiguous() and step.x0.is_contiguous() for step in steps)
     del net.memory_format
     torch.testing.assert_close(sampler.sample(2, seed=1), samples)
+
+
+def test_rows_that_the_state_decides(backend, process):
+    """Each sample's own copy of the row, the kernel's own noise, and the next row's c_in on the network's input."""
+    seen, rows_seen = [], []
+
+    def model(x, t):
+        seen.append(x.clone())
+        return 0.1 * x
+
+    def adjust(rows, row, x, output, noise):
+        rows_seen.append((int(row), rows.clone(), noise.clone()))
+        rows[:, COLUMNS["c_x"]] = torch.tensor([2.0, 3.0])
+
+    def solver(process, timesteps, *, clip):
+        return Plan([9, 5, 1], c_in=[1.0, 0.5, 0.25], c_x=1.0, std=[0.7, 0, 0.3], adjust=adjust, adjusted=[1, 0, 1])
+
+    x, y, z = (step.x for step in Sampler(model, process, solver).stream((2, 1, 2, 2), seed=3))
+    x_T, *noise = (ops.normal((2, 1, 2, 2), rng.make_rng(3, row), torch.arange(2), stream=s) for row, s in NOISES)
+    factor = torch.tensor([2.0, 3.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(x, factor * x_T + 0.7 * noise[0])
+    assert torch.equal(y, x)
+    torch.testing.assert_close(z, factor * y + 0.3 * noise[1])
+    for found, expected in zip(seen, (x_T, 0.5 * x, 0.25 * y), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert [row for row, *_ in rows_seen] == [0, 2]
+    for (_, rows, given), row, drawn in zip(rows_seen, (0, 2), noise, strict=True):
+        assert torch.equal(rows, Sampler(model, process, solver).plan.table()[[row, row]]) and torch.equal(given, drawn)
+
+
+NOISES = ((0, rng.INITIAL), (0, rng.STEP), (2, rng.STEP))
+
+
+def test_the_last_row_may_be_one_of_them(process):
+    """After it comes no c_in: a model's input would be the state itself."""
+
+    def solver(process, timesteps, *, clip):
+        adjust = lambda rows, *_: None  # noqa: E731
+        return Plan([9, 5], c_in=[0.5, 0.25], c_x=1.0, adjust=adjust, adjusted=[False, True])
+
+    run = Sampler(elementwise, process, solver)._run((2, 1, 2, 2))
+    for row in range(2):
+        run.row(row)
+    assert torch.equal(run.model_input, run.x)
+
+
+def test_no_batch_sees_the_history_of_another(process):
+    def solver(process, timesteps, *, clip):
+        return Plan([9, 5], c_x=1.0, c_1=[1.0, 1.0], write=0, q_x=1.0)
+
+    sampler = Sampler(elementwise, process, solver)
+    assert torch.equal(sampler.sample((4, 1, 2, 2), batch_size=2), sampler.sample((4, 1, 2, 2)))
 
 
 # ---- Modes ----
