@@ -28,6 +28,11 @@ namespace FD_SPACE {
 FD_FN float sqrt(float v) { return __builtin_sqrtf(v); }
 FD_FN float exp(float v) { return __builtin_expf(v); }
 FD_FN double exp(double v) { return __builtin_exp(v); }
+FD_FN double log(double v) { return __builtin_log(v); }
+FD_FN double erfc(double v) { return __builtin_erfc(v); }
+
+FD_FN vfloat where(vint condition, vfloat if_true, vfloat if_false) { return condition ? if_true : if_false; }
+FD_FN vfloat magnitude(vfloat v) { return as_float(as_uint(v) & 0x7fffffffu); }
 #else
 // a * b + c, rounded once.
 FD_FN float madd(float a, float b, float c) { return ::fmaf(a, b, c); }
@@ -36,7 +41,16 @@ FD_FN double madd(double a, double b, double c) { return ::fma(a, b, c); }
 FD_FN float sqrt(float v) { return ::sqrtf(v); }
 FD_FN float exp(float v) { return ::expf(v); }
 FD_FN double exp(double v) { return ::exp(v); }
+FD_FN double log(double v) { return ::log(v); }
+FD_FN double erfc(double v) { return ::erfc(v); }
 #endif
+
+// if_true where the condition holds.
+FD_FN float where(bool condition, float if_true, float if_false) { return condition ? if_true : if_false; }
+FD_FN double where(bool condition, double if_true, double if_false) { return condition ? if_true : if_false; }
+
+FD_FN float magnitude(float v) { return bits_to_float(float_to_bits(v) & 0x7fffffffu); }
+FD_FN double magnitude(double v) { return v < 0 ? -v : v; }
 
 // if_set where the highest bit is.
 FD_FN float select(uint32_t bits, float if_set, float if_clear) { return bits >> 31 ? if_set : if_clear; }

@@ -261,7 +261,108 @@ PyObject* group_norm_silu_backward(Arguments a) {
   return FD_RUN(group_norm_silu_backward, p, p.B * p.C * p.S);
 }
 
+// On the CPU alone: x, residual and y are channels last, all other tensors float32.
+PyObject* conv3x3(Arguments a) {
+  const int threads = int(a.integer());
+  Conv3x3Params p = {};
+  const Tensor x = a.tensor();
+  p.x = x, p.filters = a.tensor(), p.tile = int32_t(a.integer()), p.bias = a.tensor();
+  const Tensor add = a.tensor();
+  p.add = add, p.add_stride = add.row_stride(), p.residual = a.tensor(), p.groups = a.integer();
+  p.norm_weight = a.tensor(), p.norm_bias = a.tensor(), p.eps = a.number();
+  const Tensor scale = a.tensor(), shift = a.tensor();
+  p.scale = scale, p.scale_stride = scale.row_stride(), p.shift = shift, p.shift_stride = shift.row_stride();
+  p.silu = a.truth();
+  const Tensor y = a.tensor();
+  p.y = y;
+  const Shape shape(x);
+  p.B = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3], p.O = Shape(y)[1];
+  p.dtype = x.dtype(), p.num_threads = threads;
+  return run(kernels().conv3x3, p, p.B * p.C * p.H * p.W + p.O * p.C);
+}
+
+PyObject* conv3x3_pack(Arguments a) {
+  const int threads = int(a.integer());
+  const Tensor weight = a.tensor();
+  const Shape shape(weight);
+  Conv3x3PackParams p = {};
+  p.weight = weight, p.packed = static_cast<float*>(static_cast<void*>(a.tensor())), p.tile = int32_t(a.integer());
+  p.O = shape[0], p.C = shape[1], p.num_threads = threads;
+  return run(kernels().conv3x3_pack, p, p.O * p.C * 9);
+}
+
+// What the two structs of losses share, after the tensors.
+template <class Params>
+void loss_shapes(Params& p, const Call& call, const Tensor& model_output, const Tensor& x_start, const Tensor& table) {
+  const Shape shape(x_start);
+  const int64_t rank = shape.rank();
+  p.model_output = model_output, p.x_start = x_start;
+  p.B = shape[0], p.C = shape[1], p.W = rank > 2 ? shape[rank - 1] : 1, p.H = shape.product(2, rank - 1);
+  p.T = Shape(table)[0], p.learned = Shape(model_output)[1] != p.C;
+  p.model_dtype = model_output.dtype(), p.model_layout = model_output.layout();
+  p.x_start_dtype = x_start.dtype(), p.x_start_layout = x_start.layout(), p.num_threads = call.threads;
+}
+
+// The arguments of both passes.
+DiffusionLossParams diffusion_loss_arguments(const Call& call, Arguments& a) {
+  DiffusionLossParams p = {};
+  const Tensor model_output = a.tensor(), x_start = a.tensor(), t = a.tensor(), target_x0 = a.tensor();
+  p.t = t, p.target_x0 = target_x0, p.target_eps = a.tensor();
+  const Tensor noise = a.tensor();
+  p.noise = noise, p.rng = a.tensor(), p.sample_ids = a.tensor(), p.flip = a.tensor(), p.weight = a.tensor();
+  p.sample_weight = a.tensor(), p.stream = uint32_t(a.integer());
+  loss_shapes(p, call, model_output, x_start, target_x0);
+  p.noise_dtype = noise.dtype(), p.noise_layout = noise.layout();
+  return p;
+}
+
+PyObject* diffusion_loss(Arguments a) {
+  const Call call(a);
+  DiffusionLossParams p = diffusion_loss_arguments(call, a);
+  p.loss = a.tensor(), p.workspace = a.tensor();
+  return FD_RUN(diffusion_loss, p, p.B * p.C * p.H * p.W);
+}
+
+PyObject* diffusion_loss_backward(Arguments a) {
+  const Call call(a);
+  const Tensor grad_loss = a.tensor();
+  DiffusionLossParams p = diffusion_loss_arguments(call, a);
+  p.grad_loss = grad_loss, p.grad = a.tensor();
+  return FD_RUN(diffusion_loss_backward, p, p.B * p.C * p.H * p.W);
+}
+
+VlbTermsParams vlb_terms_arguments(const Call& call, Arguments& a) {
+  VlbTermsParams p = {};
+  const Tensor model_output = a.tensor(), x_start = a.tensor(), x_t = a.tensor(), t = a.tensor(), table = a.tensor();
+  p.x_t = x_t, p.t = t, p.table = table, p.flip = a.tensor(), p.weight = a.tensor(), p.sample_weight = a.tensor();
+  p.bound = a.number(), p.exact = a.truth(), p.detach_mean = a.truth();
+  loss_shapes(p, call, model_output, x_start, table);
+  p.x_t_dtype = x_t.dtype(), p.x_t_layout = x_t.layout();
+  return p;
+}
+
+PyObject* vlb_terms(Arguments a) {
+  const Call call(a);
+  VlbTermsParams p = vlb_terms_arguments(call, a);
+  p.terms = a.tensor(), p.workspace = a.tensor();
+  return FD_RUN(vlb_terms, p, p.B * p.C * p.H * p.W);
+}
+
+PyObject* vlb_terms_backward(Arguments a) {
+  const Call call(a);
+  const Tensor grad_terms = a.tensor();
+  VlbTermsParams p = vlb_terms_arguments(call, a);
+  p.grad_terms = grad_terms, p.grad = a.tensor();
+  return FD_RUN(vlb_terms_backward, p, p.B * p.C * p.H * p.W);
+}
+
 #ifdef FD_CUDA
+// (x_start) -> floats of workspace.
+PyObject* loss_workspace(Arguments a) {
+  const Shape shape(a.tensor());
+  return PyLong_FromLongLong(cuda::loss_workspace(shape[0], shape[1], shape.positions()));
+}
+
 // (x, groups) -> floats of workspace.
 template <class Params, int64_t (*floats)(const Params&)>
 PyObject* workspace(Arguments a) {
@@ -319,8 +420,15 @@ PyMethodDef methods[] = {
     method<reverse_step>("reverse_step"),
     method<group_norm_silu>("group_norm_silu"),
     method<group_norm_silu_backward>("group_norm_silu_backward"),
+    method<conv3x3>("conv3x3"),
+    method<conv3x3_pack>("conv3x3_pack"),
     method<conforms>("conforms"),
+    method<diffusion_loss>("diffusion_loss"),
+    method<diffusion_loss_backward>("diffusion_loss_backward"),
+    method<vlb_terms>("vlb_terms"),
+    method<vlb_terms_backward>("vlb_terms_backward"),
 #ifdef FD_CUDA
+    method<loss_workspace>("loss_workspace"),
     method<workspace<GroupNormSiluParams, cuda::group_norm_silu_workspace>>("group_norm_silu_workspace"),
     method<workspace<GroupNormSiluBackwardParams, cuda::group_norm_silu_backward_workspace>>(
         "group_norm_silu_backward_workspace"),
@@ -342,6 +450,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("MISSING_INPUT") = int(kMissingInput);
   module.attr("CUDA_ERROR") = int(kCudaError);
   module.attr("ROW_COLUMNS") = int(kRowColumns);
+  module.attr("VLB_COLUMNS") = int(kVlbColumns);
 
   py::list architectures;
   for (int arch : std::initializer_list<int>{FD_CUDA_ARCHS}) architectures.append(arch);

@@ -156,4 +156,94 @@ struct GroupNormSiluBackwardParams {
   int32_t num_threads;
 };
 
+// Of both passes; what only one uses is marked.
+struct DiffusionLossParams {
+  const void* model_output;   // [B, C or 2C, H * W]; the first C channels are read
+  const void* x_start;        // [B, C, H * W]
+  const int64_t* t;           // [B]
+  const void* target_x0;      // [T] f32; f64 where model_output is f64
+  const void* target_eps;     // [T] likewise
+  const void* noise;          // [B, C, H * W], or NULL: drawn from rng, sample_ids, stream
+  const int64_t* rng;         // [2], NULL where noise is given
+  const int64_t* sample_ids;  // [B], NULL where noise is given
+  const uint8_t* flip;        // [B] bool, NULL: none; mirrors x_start over W, never the noise
+  const void* weight;         // [T] like target_x0, NULL: 1
+  const void* sample_weight;  // [B] likewise, NULL: 1
+  void* loss;                 // forward: [B] like target_x0
+  void* workspace;            // forward: sums of chunks, NULL where each sample is one; CPU: [B, ceil(C * H * W / 16384)]
+                              // f64, CUDA: as many f32 as cuda::loss_workspace says
+  const void* grad_loss;      // backward: [B] like target_x0
+  void* grad;                 // backward: like model_output, in its layout; 0 in what is not read
+  int64_t B, C, H, W, T;
+  int32_t model_dtype;        // f32 | f16 | bf16 | f64
+  int32_t model_layout;
+  int32_t x_start_dtype;      // any
+  int32_t x_start_layout;
+  int32_t noise_dtype;        // f32 | f16 | bf16 | f64
+  int32_t noise_layout;
+  int32_t learned;            // model_output has 2C channels
+  uint32_t stream;
+  int32_t num_threads;
+};
+
+// Columns of the table of vlb_terms; mirrored by fastdiff/ops/vlb_columns.py.
+enum VlbColumn : int32_t { kVlbPX, kVlbPM, kVlbR0, kVlbRX, kVlbRaw, kVlbL0, kVlbL1, kVlbLQ, kVlbColumns };
+
+struct VlbTermsParams {
+  const void* model_output;   // [B, C or 2C, H * W]
+  const void* x_start;        // [B, C, H * W]
+  const void* x_t;            // [B, C, H * W]
+  const int64_t* t;           // [B]
+  const void* table;          // [T, kVlbColumns] f32; f64 where model_output is f64
+  const uint8_t* flip;        // as above, and so on
+  const void* weight;
+  const void* sample_weight;
+  void* terms;                // forward: [B] like table
+  void* workspace;
+  const void* grad_terms;     // backward: [B] like table
+  void* grad;
+  int64_t B, C, H, W, T;
+  double bound;               // of x0's estimate
+  int32_t model_dtype;
+  int32_t model_layout;
+  int32_t x_start_dtype;
+  int32_t x_start_layout;
+  int32_t x_t_dtype;          // f32 | f16 | bf16 | f64
+  int32_t x_t_layout;
+  int32_t learned;
+  int32_t exact;              // 0: the tanh approximation of the normal's cdf, floored
+  int32_t detach_mean;        // the gradient of the mean channels is 0
+  int32_t num_threads;
+};
+
+// Channels last throughout.
+struct Conv3x3Params {
+  const void* x;              // [B, H, W, C]
+  const float* filters;       // [(tile + 2)^2, padded O / 32, C, 32], of conv3x3_pack
+  const float* bias;          // [O] or NULL
+  const float* add;           // [B, O] or NULL
+  const void* residual;       // [B, H, W, O] or NULL
+  const float* norm_weight;   // [C] or NULL
+  const float* norm_bias;     // [C] or NULL
+  const float* scale;         // [B, C] or NULL
+  const float* shift;         // [B, C] or NULL
+  void* y;                    // [B, H, W, O]
+  int64_t B, H, W, C, O;
+  int64_t groups;             // of the GroupNorm before it, 0: none
+  int64_t add_stride, scale_stride, shift_stride;   // between samples, in elements
+  double eps;
+  int32_t dtype;              // of x, residual and y: f32 | f16 | bf16
+  int32_t tile;               // outputs along a side of a tile: 2 | 4
+  bool silu;                  // after the GroupNorm
+  int32_t num_threads;
+};
+
+struct Conv3x3PackParams {
+  const float* weight;        // [O, C, 3, 3]
+  float* packed;              // [(tile + 2)^2, padded O / 32, C, 32], O padded to a multiple of 32
+  int64_t O, C;
+  int32_t tile;               // 2 | 4
+  int32_t num_threads;
+};
+
 }  // namespace fastdiff

@@ -13,7 +13,10 @@ _LAZY = {
     "Sampler": "samplers",
     "UNet": "models",
     "UNetConfig": "models",
+    "accelerate": "models",
     "load_unet": "models",
+    "restore": "models",
+    "save_unet": "models",
     "schedules": "processes",
 }
 

@@ -13,6 +13,12 @@
   Status reverse_step(const ReverseStepParams& p);                             \
   Status group_norm_silu(const GroupNormSiluParams& p);                        \
   Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p);       \
+  Status diffusion_loss(const DiffusionLossParams& p);                         \
+  Status diffusion_loss_backward(const DiffusionLossParams& p);                \
+  Status vlb_terms(const VlbTermsParams& p);                                   \
+  Status vlb_terms_backward(const VlbTermsParams& p);                          \
+  Status conv3x3(const Conv3x3Params& p);                                      \
+  Status conv3x3_pack(const Conv3x3PackParams& p);                             \
   }
 
 namespace fastdiff {
@@ -28,6 +34,12 @@ struct Kernels {
   Status (*reverse_step)(const ReverseStepParams&);
   Status (*group_norm_silu)(const GroupNormSiluParams&);
   Status (*group_norm_silu_backward)(const GroupNormSiluBackwardParams&);
+  Status (*diffusion_loss)(const DiffusionLossParams&);
+  Status (*diffusion_loss_backward)(const DiffusionLossParams&);
+  Status (*vlb_terms)(const VlbTermsParams&);
+  Status (*vlb_terms_backward)(const VlbTermsParams&);
+  Status (*conv3x3)(const Conv3x3Params&);
+  Status (*conv3x3_pack)(const Conv3x3PackParams&);
 };
 
 // The table in use: the widest level this processor has, or the one FASTDIFF_SIMD names.

@@ -1,6 +1,6 @@
 // x_t = alpha[t] x0 + sigma[t] noise, one thread a quad.
 #include "../step.h"
-#include "quad.cuh"
+#include "start.cuh"
 
 namespace fastdiff {
 namespace cuda {
@@ -11,52 +11,6 @@ struct QSample {
   Walk walk;
   Strides x_start, noise, x_t;
 };
-
-// Element i of a sample, or pixel i of a channel, mirrored within its line.
-FD_DEVICE int64_t mirror(int64_t i, int64_t W) {
-  const int64_t line = divide(i, W);
-  return line * W + (line + 1) * W - 1 - i;
-}
-
-template <int kAccess, class T>
-FD_DEVICE void load_mirrored(const QSample& a, const Quad& q, float (&x0)[kQuad]) {
-  const T* const p = static_cast<const T*>(a.p.x_start) + q.b * a.x_start.sample;
-  if constexpr (kAccess == kTiles) {
-    const auto read = [&](int c, int s) {
-      return widen(load(p + c * a.x_start.channel + mirror(q.tile.first + s, a.p.W) * a.x_start.pixel));
-    };
-    gather(q.tile, has_runs(a.x_start), read, x0);
-  } else {
-    FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
-      const int64_t i = j < q.count ? q.first + j : q.first, c = divide(i, q.S);
-      x0[j] = widen(load(p + c * a.x_start.channel + (mirror(i, a.p.W) - c * q.S) * a.x_start.pixel));
-    }
-  }
-}
-
-// x_start as x0, read from the mirrored column where the sample is flipped.
-template <int kAccess, class T>
-FD_DEVICE void load_start(const QSample& a, const Quad& q, float (&x0)[kQuad]) {
-  if (a.p.flip && load(a.p.flip + q.b)) load_mirrored<kAccess, T>(a, q, x0);
-  else load_quad<kAccess, T>(a.p.x_start, a.x_start, q, x0);
-}
-
-template <int kAccess>
-FD_DEVICE void load_start(const QSample& a, const Quad& q, float (&x0)[kQuad]) {
-  const int32_t dtype = a.p.x_start_dtype;
-  if (dtype == kF32) return load_start<kAccess, float>(a, q, x0);
-  if (dtype == kF16) return load_start<kAccess, half_t>(a, q, x0);
-  if (dtype == kBF16) return load_start<kAccess, bfloat16_t>(a, q, x0);
-  load_start<kAccess, uint8_t>(a, q, x0);
-  FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) x0[j] = scale_byte(x0[j]);
-}
-
-// A coefficient of the sample's t; NaN where there is none.
-FD_DEVICE float coefficient(const void* table, int64_t t, int64_t T) {
-  return t < 0 || t >= T ? nanf("") : load(static_cast<const float*>(table) + t);
-}
 
 template <class T, int kAccess>
 __global__ void __launch_bounds__(kBlock) q_sample_kernel(const QSample a) {

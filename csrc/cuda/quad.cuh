@@ -69,15 +69,23 @@ struct Operand {
   int32_t dtype, layout;
 };
 
-static inline Access access_of(const Walk& walk, std::initializer_list<Operand> operands) {
+static inline bool are_aligned(std::initializer_list<Operand> operands) {
+  for (const Operand& each : operands)
+    if (each.data && reinterpret_cast<uintptr_t>(each.data) % (kQuad * dtype_size(each.dtype)) != 0) return false;
+  return true;
+}
+
+// The access of tensors that are aligned.
+static inline Access access_of_aligned(const Walk& walk, std::initializer_list<Operand> operands) {
   bool contiguous = true;
-  for (const Operand& each : operands) {
-    if (!each.data) continue;
-    if (reinterpret_cast<uintptr_t>(each.data) % (kQuad * dtype_size(each.dtype)) != 0) return kElements;
-    contiguous = contiguous && (each.layout == kChannelsFirst || walk.S == 1);
-  }
+  for (const Operand& each : operands)
+    contiguous = contiguous && (!each.data || each.layout == kChannelsFirst || walk.S == 1);
   if (contiguous) return walk.C * walk.S % kQuad == 0 ? kVectors : kElements;
   return walk.tile_quads ? kTiles : kElements;
+}
+
+static inline Access access_of(const Walk& walk, std::initializer_list<Operand> operands) {
+  return are_aligned(operands) ? access_of_aligned(walk, operands) : kElements;
 }
 
 template <class Kernel>
@@ -85,34 +93,32 @@ static Kernel kernel_of(Access access, Kernel elements, Kernel vectors, Kernel t
   return access == kVectors ? vectors : access == kTiles ? tiles : elements;
 }
 
-// home: the strides of the tensor in whose order the kernel computes.
-FD_DEVICE Quad find_tile(const Walk& walk, const Strides& home) {
-  const uint32_t b = blockIdx.x / walk.tiles, thread = threadIdx.x;
+// The thread's quad in a tile of a sample. home: the strides of the tensor in whose order the kernel computes.
+FD_DEVICE Quad place_tile(const Walk& walk, const Strides& home, uint32_t b, uint32_t index) {
+  const uint32_t thread = threadIdx.x;
   const int pixels = walk.tile_quads * kQuad;
   Quad q{};
   q.b = b;
   q.S = walk.S;
   Tile& tile = q.tile;
-  tile.first = int64_t(blockIdx.x - b * walk.tiles) * pixels;
+  tile.first = int64_t(index) * pixels;
   tile.pixels = walk.S - tile.first < pixels ? int(walk.S - tile.first) : pixels;
   tile.C = int(walk.C);
   tile.c = int(thread / uint32_t(walk.tile_quads));
   tile.s = int(thread - uint32_t(tile.c * walk.tile_quads)) * kQuad;
   tile.runs = has_runs(home);
+  tile.aligned = true;
   q.first = tile.c * walk.S + tile.first + tile.s;
   q.count = kQuad;
   return q;
 }
 
-// This thread's quad: b = B past the end, count = 0 past the sample's.
+// A sample's quad by its number; kVectors and kElements.
 template <int kAccess>
-FD_DEVICE Quad find_quad(const Walk& walk, const Strides& home) {
-  if (kAccess == kTiles) return find_tile(walk, home);
-  const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+FD_DEVICE Quad place_quad(const Walk& walk, int64_t b, int64_t index) {
   Quad q{};
   q.S = walk.S;
-  q.b = divide(warp, walk.warps);
-  const int64_t index = (warp - q.b * walk.warps) * kWarp + threadIdx.x % kWarp;
+  q.b = b;
   if (index >= walk.quads) return q;
   if (kAccess == kElements && walk.by_pixel) {
     q.s = divide(index, walk.C);
@@ -129,6 +135,17 @@ FD_DEVICE Quad find_quad(const Walk& walk, const Strides& home) {
   const int64_t left = walk.C * walk.S - q.first;
   q.count = left < kQuad ? int(left) : kQuad;
   return q;
+}
+
+// This thread's quad: b = B past the end, count = 0 past the sample's.
+template <int kAccess>
+FD_DEVICE Quad find_quad(const Walk& walk, const Strides& home) {
+  if (kAccess == kTiles) {
+    const uint32_t b = blockIdx.x / walk.tiles;
+    return place_tile(walk, home, b, blockIdx.x - b * walk.tiles);
+  }
+  const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp, b = divide(warp, walk.warps);
+  return place_quad<kAccess>(walk, b, (warp - b * walk.warps) * kWarp + threadIdx.x % kWarp);
 }
 
 // Offsets of a quad's elements in a tensor.

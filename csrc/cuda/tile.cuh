@@ -36,6 +36,7 @@ struct Tile {
   int32_t pixels;     // that exist
   int32_t C, c, s;    // in planes: the thread's channel, and its first pixel counted from `first`
   bool runs;          // the order that the kernel computes in
+  bool aligned;       // whether vectors can be reached; else they are element by element
 
   FD_MEMBER int thread() const { return int(threadIdx.x); }
 
@@ -74,13 +75,31 @@ FD_DEVICE int64_t tile_offset(const Tile& tile, const Strides& strides) {
          (has_runs(strides) ? tile.thread() * kQuad : tile.c * strides.channel + tile.s);
 }
 
+template <class T>
+FD_DEVICE void load_vector(const Tile& tile, const T* p, float (&v)[kQuad]) {
+  if (tile.aligned) return load_floats(p, v);
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j) v[j] = widen(load(p + j));
+}
+
+template <class T>
+FD_DEVICE void store_vector(const Tile& tile, T* p, const float (&v)[kQuad]) {
+  if (tile.aligned) return store_floats(p, v);
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j) {
+    T value;
+    narrow(v[j], value);
+    store(p + j, value);
+  }
+}
+
 // The thread's elements of a tensor's sample at p.
 template <class T>
 FD_DEVICE void load_tile(const Tile& tile, const T* p, const Strides& strides, float (&v)[kQuad]) {
   const bool runs = has_runs(strides);
   FD_UNROLL
   for (int j = 0; j < kQuad; ++j) v[j] = 0.0f;        // what does not exist is exchanged as well
-  if (tile.has(runs)) load_floats(p + tile_offset(tile, strides), v);
+  if (tile.has(runs)) load_vector(tile, p + tile_offset(tile, strides), v);
   if (runs != tile.runs) exchange(tile, runs, v);
 }
 
@@ -91,7 +110,7 @@ FD_DEVICE void store_tile(const Tile& tile, T* p, const Strides& strides, const 
   FD_UNROLL
   for (int j = 0; j < kQuad; ++j) mine[j] = v[j];
   if (runs != tile.runs) exchange(tile, tile.runs, mine);
-  if (tile.has(runs)) store_floats(p + tile_offset(tile, strides), mine);
+  if (tile.has(runs)) store_vector(tile, p + tile_offset(tile, strides), mine);
 }
 
 // Puts the tile of a tensor [B, 2C, S], channels last, into shared memory.
@@ -104,7 +123,7 @@ FD_DEVICE void load_pair(const Tile& tile, const T* p) {
   for (int half = 0; half < 2; ++half) {
     const int i = (half * int(blockDim.x) + tile.thread()) * kQuad;
     float v[kQuad] = {};
-    if (i < tile.pixels * 2 * tile.C) load_floats(p + i, v);
+    if (i < tile.pixels * 2 * tile.C) load_vector(tile, p + i, v);
     FD_UNROLL
     for (int j = 0; j < kQuad; ++j) memory[tile_place(i + j)] = v[j];
   }
@@ -118,6 +137,29 @@ FD_DEVICE void take_half(const Tile& tile, int channel, float (&v)[kQuad]) {
   for (int j = 0; j < kQuad; ++j) {
     const int i = tile.element(tile.runs, j), pixel = int(uint32_t(i) / uint32_t(tile.C));
     v[j] = memory[tile_place(i + pixel * tile.C + channel)];
+  }
+}
+
+// Writes the tile of a tensor [B, 2C, S], channels last, whose halves' elements the thread has in v and w.
+template <class T>
+FD_DEVICE void store_pair(const Tile& tile, T* p, const float (&v)[kQuad], const float (&w)[kQuad]) {
+  p += tile.first * 2 * tile.C;
+  const Shared<float> memory = tile_memory();
+  __syncthreads();
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j) {
+    const int i = tile.element(tile.runs, j), here = i + int(uint32_t(i) / uint32_t(tile.C)) * tile.C;
+    memory[tile_place(here)] = v[j];
+    memory[tile_place(here + tile.C)] = w[j];
+  }
+  __syncthreads();
+  FD_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int i = (half * int(blockDim.x) + tile.thread()) * kQuad;
+    float both[kQuad];
+    FD_UNROLL
+    for (int j = 0; j < kQuad; ++j) both[j] = memory[tile_place(i + j)];
+    if (i < tile.pixels * 2 * tile.C) store_vector(tile, p + i, both);
   }
 }
 

@@ -13,6 +13,8 @@ import fastdiff
 COMMANDS = {
     "train": "train a diffusion model on a data set",
     "sample": "draw images from a trained model",
+    "data": "prepare images to train on",
+    "convert": "write a U-Net's weights as another library names them",
     "bench": "show what every GPU kernel takes: registers, memory, occupancy",
     "doctor": "show versions, devices and which backends run here, or why not",
 }

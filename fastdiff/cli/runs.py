@@ -49,7 +49,7 @@ def load_run(directory, device="cpu"):
     path = Path(directory) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {MODEL}")
-    return load_unet(path, device), make_process(config["process"])
+    return load_unet(path, device=device), make_process(config["process"])
 
 
 class Grids:

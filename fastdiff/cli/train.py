@@ -22,10 +22,15 @@ DEFAULT = dict(model=dict(channels=64, channel_mult=(1, 2, 2), attention_resolut
 
 
 def add_arguments(parser):
-    parser.add_argument("--data", required=True, help="digits, fashion-mnist, a folder of images, or an .npz")
+    parser.add_argument(
+        "--data", required=True, help="digits, fashion-mnist, torchvision:NAME, a folder, .npz, .npy, .tar or .parquet"
+    )
     parser.add_argument("--out", required=True, help="directory of the run: checkpoints, metrics, samples")
-    parser.add_argument("--data-dir", help="where fashion-mnist lies (torchvision's layout or the idx files)")
-    parser.add_argument("--image-size", type=int, help="side that a folder's images are cut and resized to")
+    parser.add_argument("--data-dir", help="where fashion-mnist or torchvision's data lies (its root or the idx files)")
+    parser.add_argument("--image-size", type=int, help="side that images of folders and shards are resized and cut to")
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken image of a folder: stop, or skip it"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads (default: 1 for digits, else torch's choice)")
@@ -43,6 +48,7 @@ def add_arguments(parser):
         ("seed", int, "of weights, batches, timesteps and noise"),
         ("log-every", int, "steps between two lines of metrics"),
         ("checkpoint-every", int, "steps between two checkpoints"),
+        ("keep", int, "checkpoints kept"),
         ("sample-every", int, "steps between two sample grids; 0: none"),
         ("num-timesteps", int, "T of the process"),
     ):
@@ -99,7 +105,7 @@ def main(args):
     from . import runs
 
     device = runs.device(args.device)
-    images = load(args.data, args.image_size, args.data_dir)
+    images = load(args.data, args.image_size, args.data_dir, args.on_error).images
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"data must hold square images, got {list(images.shape[2:])}")
     config, process_options, model_config = make_settings(args, images)

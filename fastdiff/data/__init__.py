@@ -1,5 +1,6 @@
-"""Images to train on: uint8 [N, C, H, W]."""
+"""Images to train on: uint8 [N, C, H, W], with labels where there are any."""
 
+from .labelled import Labelled
 from .sources import load
 
-__all__ = ["load"]
+__all__ = ["Labelled", "load"]

@@ -1,4 +1,4 @@
-"""Images in and out: folders, grids, PNG, arrays."""
+"""Images out: grids, PNG, arrays."""
 
 import io
 import math
@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_GREY = ("1", "L", "LA")
 
 
 def to_uint8(x):
@@ -56,44 +53,3 @@ def _write(path, content):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def load_folder(folder, image_size=None):
-    """uint8 [N, 3 (1 where all are grey), S, S] of every image under a folder, in the order of their paths.
-
-    Each is turned upright, cut to its middle square and resized to S = image_size, by default the first one's smaller
-    side. Alpha is dropped.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"data must be a folder with images ({', '.join(SUFFIXES)}), got {str(folder)!r} without any")
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image_size = image_size or min(image.size)
-                images.append(_square(image, image_size))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
-            raise ValueError(f"data must hold images, got {str(path)!r}: {error}") from None
-    if any(image.ndim == 3 for image in images):
-        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in images]
-    stacked = torch.from_numpy(np.stack(images))
-    return stacked[:, None] if stacked.dim() == 3 else stacked.permute(0, 3, 1, 2).contiguous()
-
-
-def _square(image, size):
-    """uint8 [size, size] of a grey image, [size, size, 3] of another."""
-    from PIL import Image, ImageOps
-
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = ImageOps.exif_transpose(image)
-    image = image.convert("L" if image.mode in _GREY else "RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
-    return np.asarray(image)

@@ -6,75 +6,77 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import ops
 
+def sinusoidal_embedding(t, dim, *, sin_first=True, freq_shift=1, theta=10000, dtype=torch.float32):
+    """[sin(t w_0), ..., sin(t w_last), cos(t w_0), ..., cos(t w_last)], w_i = theta^(-i / (half - freq_shift)).
 
-def sinusoidal_embedding(t, dim):
-    """[sin(t w_0), ..., sin(t w_last), cos(t w_0), ..., cos(t w_last)], w_i = 10000^(-i / (dim/2 - 1)), i < dim/2.
-
-    t [B], int or float; dim even and at least 4. Returns [B, dim] float32, whatever t's dtype and autocast.
+    t [B], int or float; i < half = dim/2. Returns [B, dim] in dtype, float32 or float64, whatever t's dtype and
+    autocast; the frequencies are float32 in either. Without sin_first the cosines precede the sines.
     Source: Vaswani et al., "Attention is all you need", 2017, section 3.5, as Ho et al. 2020 arrange it.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-    angle = t.to(torch.float32)[:, None] * torch.exp(-math.log(10000) * exponent)  # [B, dim/2]
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    step = -math.log(theta) / (half - freq_shift)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * step)
+    angle = t.to(dtype)[:, None] * frequencies.to(dtype)  # [B, dim/2]
+    first, second = (angle.sin(), angle.cos()) if sin_first else (angle.cos(), angle.sin())
+    return torch.cat([first, second], dim=1)
 
 
 class TimeEmbedding(nn.Module):
-    """silu(linear_2(silu(linear_1(sinusoidal_embedding(t))))): t [B] to [B, width].
+    """silu(linear_2(act(linear_1(sinusoids(t)))) + classes(y)): t [B] to [B, width].
 
-    The last SiLU is the one that every residual block would begin with.
+    The last SiLU is the one that every residual block would begin with. With fourier_features the sinusoids are
+    [t, sin(2 pi t fourier), cos(2 pi t fourier)], fourier a parameter.
     """
 
-    def __init__(self, dim, width):
+    def __init__(self, config, width):
         super().__init__()
-        self.dim = dim
-        self.linear_1 = nn.Linear(dim, width)
+        self.dim, self.act = config.channels, {"silu": F.silu, "gelu": F.gelu}[config.embedding_act]
+        self.sinusoids = dict(sin_first=config.sin_first, freq_shift=config.freq_shift, theta=config.theta)
+        if config.fourier_features:
+            self.fourier = nn.Parameter(torch.empty(config.fourier_features // 2).normal_())
+        self.linear_1 = nn.Linear(config.fourier_features + 1 if config.fourier_features else config.channels, width)
         self.linear_2 = nn.Linear(width, width)
+        if config.num_classes:
+            self.classes = nn.Embedding(config.num_classes, width)
 
-    def forward(self, t):
-        embedding = sinusoidal_embedding(t, self.dim).to(self.linear_1.weight.dtype)
-        return F.silu(self.linear_2(F.silu(self.linear_1(embedding))))
+    def forward(self, t, y=None):
+        weights = self.linear_1.weight.dtype
+        dtype = torch.float64 if weights is torch.float64 else torch.float32
+        embedding = self.linear_2(self.act(self.linear_1(self._features(t, dtype).to(weights))))
+        return F.silu(embedding if y is None else embedding + self.classes(y))
 
-
-class GroupNormSiLU(nn.Module):
-    """act(GroupNorm(x + add) * (1 + scale) + shift), one fused op; x [B, C, *]; add, scale, shift [B, C] or None."""
-
-    def __init__(self, channels, groups, eps=1e-6, silu=True):
-        super().__init__()
-        self.groups, self.eps, self.silu = groups, eps, silu
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x, add=None, scale=None, shift=None):
-        return ops.group_norm_silu(
-            x, self.groups, self.weight, self.bias, eps=self.eps, add=add, scale=scale, shift=shift, silu=self.silu
-        )
-
-    def extra_repr(self):
-        return f"{len(self.weight)}, groups={self.groups}, eps={self.eps}, silu={self.silu}"
+    def _features(self, t, dtype):
+        if not hasattr(self, "fourier"):
+            return sinusoidal_embedding(t, self.dim, **self.sinusoids, dtype=dtype)
+        t = t.to(dtype)[:, None]
+        angle = t * self.fourier.to(dtype) * 2 * math.pi
+        return torch.cat([t, angle.sin(), angle.cos()], dim=1)
 
 
 class ResBlock(nn.Module):
     """skip(x) + conv_2(dropout(norm_2(conv_1(norm_1(x)) + time))), norms with SiLU: [B, C_in, H, W] to [B, C, H, W].
 
     With scale_shift the embedding scales and shifts the second norm's result instead of being added before it.
+    `resample` acts on the first norm's result and on x.
     """
 
-    def __init__(self, in_channels, channels, embedding_width, *, groups, eps, dropout, scale_shift):
+    def __init__(self, in_channels, channels, embedding_width, *, norm, dropout=0.0, scale_shift=False, resample=None):
         super().__init__()
-        self.scale_shift = scale_shift
-        self.norm_1 = GroupNormSiLU(in_channels, groups, eps)
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm_1 = norm(in_channels)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time = nn.Linear(embedding_width, 2 * channels if scale_shift else channels)
-        self.norm_2 = GroupNormSiLU(channels, groups, eps)
+        self.norm_2 = norm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x, embedding):
-        h = self.conv_1(self.norm_1(x))
+        h = self.norm_1(x)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h)
         time = self.time(embedding)  # [B, C], or [B, 2C] with scale_shift
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
@@ -84,40 +86,39 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv_2(self.dropout(h))
 
 
-class Attention(nn.Module):
-    """x + out(softmax(q k^T / sqrt(head width)) v) over the H * W positions, q, k, v = qkv(norm(x)); x [B, C, H, W]."""
+class ConvFirstBlock(nn.Module):
+    """skip(x) + norm_2(conv_2(dropout(norm_1(conv_1(x); scale, shift)))), norms with SiLU: like `ResBlock` in its
+    shapes.
 
-    def __init__(self, channels, heads, *, groups, eps):
+    The embedding scales and shifts the first norm's result. Source: lucidrains, denoising-diffusion-pytorch 2.
+    """
+
+    def __init__(self, in_channels, channels, embedding_width, *, norm, dropout=0.0, conv=nn.Conv2d):
         super().__init__()
-        self.heads = heads
-        self.norm = GroupNormSiLU(channels, groups, eps, silu=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.conv_1 = conv(in_channels, channels, 3, padding=1)
+        self.norm_1 = norm(channels)
+        self.time = nn.Linear(embedding_width, 2 * channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(channels, channels, 3, padding=1)
+        self.norm_2 = norm(channels)
+        self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x, embedding):
+        scale, shift = self.time(embedding).chunk(2, dim=1)
+        h = self.norm_1(self.conv_1(x), scale=scale, shift=shift)
+        return self.norm_2(self.conv_2(self.dropout(h))) + self.skip(x)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution by (weight - mean) / sqrt(var + 1e-5), mean and variance of each output channel.
+
+    The eps is 1e-3 in half precision. Source: Qiao et al., "Weight standardization", 2019.
+    """
 
     def forward(self, x):
-        B, C, H, W = x.shape
-        h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view of a channels_last tensor
-        q, k, v = self.qkv(h).reshape(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H * W, C / heads]
-        h = self.out(h.transpose(1, 2).reshape(B, H * W, C))
-        return x + h.reshape(B, H, W, C).permute(0, 3, 1, 2)
-
-
-class Downsample(nn.Conv2d):
-    """3x3 convolution of stride 2: [B, C, H, W] to [B, C, H/2, W/2]."""
-
-    def __init__(self, channels):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-
-class Upsample(nn.Conv2d):
-    """Nearest neighbours, then a 3x3 convolution: [B, C, H, W] to [B, C, 2H, 2W]."""
-
-    def __init__(self, channels):
-        super().__init__(channels, channels, 3, padding=1)
-
-    def forward(self, x):
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        eps = 1e-5 if self.weight.dtype in (torch.float32, torch.float64) else 1e-3
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        return self._conv_forward(x, (self.weight - mean) * (var + eps).rsqrt(), self.bias)
 
 
 def zeroed(layer):

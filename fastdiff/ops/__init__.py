@@ -1,10 +1,28 @@
 """Fused ops: one contract each, and a backend for every kind of machine."""
 
-from . import rng, rows
+from . import rng, rows, vlb_columns
 from ._dispatch import use_backend
+from ._winograd import winograd
+from .conv3x3 import conv3x3
+from .diffusion_loss import diffusion_loss
 from .group_norm_silu import group_norm_silu
 from .normal import normal
 from .q_sample import q_sample, q_step
 from .reverse_step import reverse_step
+from .vlb_terms import vlb_terms
 
-__all__ = ["group_norm_silu", "normal", "q_sample", "q_step", "reverse_step", "rng", "rows", "use_backend"]
+__all__ = [
+    "conv3x3",
+    "diffusion_loss",
+    "group_norm_silu",
+    "normal",
+    "q_sample",
+    "q_step",
+    "reverse_step",
+    "rng",
+    "rows",
+    "use_backend",
+    "vlb_columns",
+    "vlb_terms",
+    "winograd",
+]

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import torch
 
-OPS = ("normal", "q_sample", "reverse_step", "group_norm_silu")
+OPS = ("normal", "q_sample", "reverse_step", "group_norm_silu", "diffusion_loss", "vlb_terms", "conv3x3")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 _MODULES = {"cuda": "native", "triton": "triton", "cpu": "native", "reference": "reference"}
@@ -49,10 +49,14 @@ def reason(op, backend, device_type, dtype=None):
     _check_name(backend)
     if op not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    return _REASONS[backend](device_type, dtype)
+    return _LACKING.get((op, backend)) or _REASONS[backend](device_type, dtype, op)
 
 
-def _cuda_reason(device_type, dtype):
+# Ops that a backend leaves to others.
+_LACKING = dict.fromkeys([("conv3x3", "cuda"), ("conv3x3", "triton")], "has no convolution: on a GPU cuDNN's is used")
+
+
+def _cuda_reason(device_type, dtype, op):
     if device_type != "cuda":
         return f"needs tensors on a CUDA device, got {device_type}"
     if dtype == torch.float64:
@@ -60,7 +64,7 @@ def _cuda_reason(device_type, dtype):
     return _native().cuda_unavailable()
 
 
-def _triton_reason(device_type, dtype):
+def _triton_reason(device_type, dtype, op):
     if device_type != "cuda" and not (device_type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"needs tensors on a CUDA device (or TRITON_INTERPRET=1 for its interpreter), got {device_type}"
     if dtype == torch.float64:
@@ -68,9 +72,11 @@ def _triton_reason(device_type, dtype):
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
-def _cpu_reason(device_type, dtype):
+def _cpu_reason(device_type, dtype, op):
     if device_type != "cpu":
         return f"needs tensors on the CPU, got {device_type}"
+    if op == "conv3x3" and dtype == torch.float64:
+        return "has no float64 convolution"
     return _native().unavailable()
 
 
@@ -78,7 +84,7 @@ _REASONS = {
     "cuda": _cuda_reason,
     "triton": _triton_reason,
     "cpu": _cpu_reason,
-    "reference": lambda device_type, dtype: None,
+    "reference": lambda device_type, dtype, op: None,
 }
 
 

@@ -124,3 +124,56 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, *argum
     )  # fmt: skip
     if status:
         _raise(status)
+
+
+def _loss_workspace(place, x_start):
+    """Room for the sums of chunks; None where each sample is one."""
+    if place[0] >= 0:
+        floats = _C.loss_workspace(x_start)
+        return torch.empty(floats, device=x_start.device) if floats else None
+    B, elements = len(x_start), x_start.numel()
+    if elements <= 16384 * B:
+        return None
+    return torch.empty((B, -(-elements // (16384 * B))), dtype=torch.float64)
+
+
+def _raise_loss(status, T):
+    code, where, value = status
+    if code == _C.INDEX_OUT_OF_RANGE:
+        raise IndexError(f"t must be in [0, {T}), got {value} at position {where}")
+    if code == _C.MISSING_INPUT:
+        raise ValueError(f"model_output must have 2C channels where table's l_1 is not 0 (here row {value})")
+    _raise(status)
+
+
+def diffusion_loss(model_output, x_start, t, target_x0, *arguments):
+    place = _place(model_output)
+    workspace = _loss_workspace(place, x_start)
+    status = _C.diffusion_loss(*place, model_output, x_start, t, target_x0, *arguments, workspace)
+    if status:
+        _raise_loss(status, len(target_x0))
+
+
+def diffusion_loss_backward(grad_loss, model_output, x_start, t, target_x0, *arguments):
+    status = _C.diffusion_loss_backward(
+        *_place(model_output), grad_loss, model_output, x_start, t, target_x0, *arguments
+    )  # fmt: skip
+    if status:
+        _raise_loss(status, len(target_x0))
+
+
+def vlb_terms(model_output, x_start, x_t, t, table, *arguments):
+    place = _place(model_output)
+    workspace = _loss_workspace(place, x_start)
+    status = _C.vlb_terms(*place, model_output, x_start, x_t, t, table, *arguments, workspace)
+    if status:
+        _raise_loss(status, len(table))
+
+
+def vlb_terms_backward(grad_terms, model_output, x_start, x_t, t, table, *arguments):
+    status = _C.vlb_terms_backward(*_place(model_output), grad_terms, model_output, x_start, x_t, t, table, *arguments)
+    if status:
+        _raise_loss(status, len(table))
+
+
+from .native_conv3x3 import conv3x3  # noqa: E402, F401  (which is written in terms of the above)

@@ -7,6 +7,7 @@ store. Nothing here synchronises with a GPU: there, a bad index or a missing inp
 import math
 
 import torch
+import torch.nn.functional as F
 
 from . import rng as streams
 from .rows import COLUMNS
@@ -278,3 +279,27 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
         grad_scale.copy_((Q if w is None else w * Q) + (0 if b is None else b * P))
     if grad_shift is not None:
         grad_shift.copy_(P)
+
+
+def conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, y):
+    h = x.to(arithmetic(x.dtype))
+    if groups:
+        normal = torch.empty_like(h)
+        group_norm_silu(h, norm_weight, norm_bias, groups, eps, None, scale, shift, silu, normal, None, None)
+        h = normal
+    value = F.conv2d(h, weight.to(h.dtype), None if bias is None else bias.to(h.dtype), padding=1)
+    if add is not None:
+        value = value + spread(add, value)
+    y.copy_(value if residual is None else value + residual)
+
+
+# ---- Losses ----
+
+from .reference_losses import (  # noqa: E402  (which is written in terms of the above)
+    diffusion_loss,
+    diffusion_loss_backward,
+    vlb_terms,
+    vlb_terms_backward,
+)
+
+__all__ = ["diffusion_loss", "diffusion_loss_backward", "vlb_terms", "vlb_terms_backward"]

@@ -5,8 +5,11 @@ from typing import NamedTuple
 import torch
 
 from .. import ops
+from . import likelihood, sigma, spacing
 from . import prediction as predictions
-from . import spacing
+from . import variance as variances
+from .checks import checked_betas, checked_map
+from .nodes import Nodes
 
 
 class Posterior(NamedTuple):
@@ -24,7 +27,8 @@ class GaussianProcess:
         betas: [T], any array of numbers in (0, 1]; kept in float64.
         prediction: what the network returns: "eps", "x0", "v" = alpha * eps - sigma * x_0, "score" = -eps / sigma, or
             "xprev", the posterior mean of x_{t-1}.
-        variance: of a reverse step: "fixed_small", the posterior's, or "fixed_large", betas.
+        variance: of a reverse step: "fixed_small", the posterior's; "fixed_large", betas; or that of a network of 2C
+            channels [mean, v]: "learned", exp(v), or "learned_range", fixed_large^f fixed_small^(1-f), f = (v + 1) / 2.
         timestep_map: int64 [T], the timesteps that the network knows these steps by; None: 0..T-1.
 
     Attributes, all [T], on the CPU and float64 unless said:
@@ -32,8 +36,9 @@ class GaussianProcess:
         snr = alpha^2 / sigma^2, logsnr, noise_level = sigma / alpha,
         posterior_mean_coef1 (of x_0), posterior_mean_coef2 (of x_t), posterior_variance (0 at t = 0),
         posterior_log_variance_clipped: its log, t = 0 taking the value of t = 1 (log betas_0 where T = 1),
-        model_variance, model_log_variance: of a reverse step by `variance`,
-        std: sqrt(model_variance), 0 at t = 0, whose step adds no noise,
+        model_variance, model_log_variance: of a reverse step by `variance`; None where the network gives it,
+        l_0, l_1: its log variance there is l_0 + l_1 * v; 0 where it is fixed,
+        std: sqrt(model_variance), 1 where it is learned; 0 at t = 0, whose step adds no noise,
         p_x, p_m, e_x, e_m: x0 = p_x * x_t + p_m * model_output, eps = e_x * x_t + e_m * model_output,
         target_x0, target_eps: model_output = target_x0 * x_0 + target_eps * eps,
         timestep_map (int64), num_timesteps (int), prediction, variance (str).
@@ -46,12 +51,12 @@ class GaussianProcess:
     def __init__(self, betas, prediction="eps", variance="fixed_small", *, timestep_map=None):
         if prediction not in predictions.KINDS:
             raise ValueError(f"prediction must be one of {', '.join(predictions.KINDS)}, got {prediction!r}")
-        if variance not in _VARIANCES:
-            raise ValueError(f"variance must be one of {', '.join(_VARIANCES)}, got {variance!r}")
+        if variance not in variances.KINDS:
+            raise ValueError(f"variance must be one of {', '.join(variances.KINDS)}, got {variance!r}")
         self.prediction, self.variance = prediction, variance
-        self.betas = _checked_betas(betas)
+        self.betas = checked_betas(betas)
         self.num_timesteps = len(self.betas)
-        self.timestep_map = _checked_map(timestep_map, self.num_timesteps)
+        self.timestep_map = checked_map(timestep_map, self.num_timesteps)
         self._device_tables = {}
 
         # In logarithms, so that 1 - alphas_cumprod keeps its digits where it is small.
@@ -67,10 +72,9 @@ class GaussianProcess:
         self.posterior_mean_coef1 = self.betas * self.alphas_cumprod_prev.sqrt() / variance_t
         self.posterior_mean_coef2 = variance_prev * (1 - self.betas).sqrt() / variance_t
         self.posterior_variance = self.betas * variance_prev / variance_t
-        self.posterior_log_variance_clipped = _log_clipped(self.posterior_variance, self)
-        self.model_variance, self.model_log_variance = _VARIANCES[variance](self)
-        self.std = self.model_variance.sqrt()
-        self.std[0] = 0
+        self.posterior_log_variance_clipped = variances.log_clipped(self.posterior_variance, self.betas)
+        tables = variances.tables(variance, self)
+        self.model_variance, self.model_log_variance, self.l_0, self.l_1, self.std = tables
 
         if prediction in predictions.NEEDS_SIGNAL and (self.alphas_cumprod == 0).any():
             raise ValueError(
@@ -130,11 +134,36 @@ class GaussianProcess:
         """
         return self._combine("target_x0", "x_start", x_start, "target_eps", "noise", noise, t)
 
+    def loss(self, model_output, x_start, t, noise=None, **options):
+        """mean((m - target)^2) of each sample, [B], target = target_x0[t] * x_start + target_eps[t] * noise.
+
+        One fused pass; options are those of `fastdiff.ops.diffusion_loss`: rng and sample_ids instead of noise, flip,
+        weight, sample_weight. model_output [B, C or 2C, *], of which the first C channels count.
+        """
+        device, precision = _place(model_output)
+        target_x0, target_eps = (self.table(name, device, precision) for name in ("target_x0", "target_eps"))
+        return ops.diffusion_loss(model_output, x_start, t, target_x0, target_eps, noise, **options)
+
+    def vlb_terms(self, model_output, x_start, x_t, t, *, variance=None, **options):
+        """The variational bound's term of each sample at its t, [B], in bits per dimension.
+
+        KL(q(x_{t-1} | x_t, x_start) || p(x_{t-1} | x_t)), at t = 0 the decoder's -log p(x_start | x_t). variance: as in
+        `likelihood.vlb_table`; None: the process' own. Options are those of `fastdiff.ops.vlb_terms`: clip, cdf,
+        detach_mean, flip, weight, sample_weight.
+        """
+        device, precision = _place(model_output)
+        key = ("vlb", self.variance if variance is None else variance, torch.device(device), precision)
+        if key not in self._device_tables:
+            with torch.inference_mode(False):
+                self._device_tables[key] = likelihood.vlb_table(self, variance).to(device, precision)
+        return ops.vlb_terms(model_output, x_start, x_t, t, self._device_tables[key], **options)
+
     def respace(self, timesteps):
         """The process of the retained timesteps: betas' = 1 - alphas_cumprod / (that of the one retained before).
 
-        timesteps: distinct ints in [0, T) in any order, or one int: that many, evenly spaced (`spacing.even`). The
-        network still sees the original timesteps, through timestep_map.
+        timesteps: distinct ints in [0, T) in any order; one int: that many, evenly spaced (`spacing.even`); or a text
+        as "10,15,20" or "ddim50" (`spacing.sections`). The network still sees the original timesteps, through
+        timestep_map.
         Source: Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, section 4, equation 19.
         """
         kept = spacing.retained(self.num_timesteps, timesteps)
@@ -143,6 +172,31 @@ class GaussianProcess:
         logs = torch.zeros(len(kept) + 1, dtype=torch.float64).index_add_(0, following, torch.log1p(-self.betas))
         betas = -torch.expm1(logs[:-1])
         return type(self)(betas, self.prediction, self.variance, timestep_map=self.timestep_map[kept])
+
+    def nodes(self, timesteps=None, *, end=None):
+        """The points of a run, the noisiest first; its network is fed original timesteps.
+
+        timesteps: as for `respace`; None: all. end: the timestep whose alpha and sigma the run ends at, below all
+        others; None: clean data. What "xprev" means follows the run's steps, as in the respaced process.
+        """
+        run = self if timesteps is None else self.respace(timesteps)
+        last = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+        if end is not None:
+            if isinstance(end, bool) or not 0 <= end < self.num_timesteps:
+                raise ValueError(f"end must be in [0, {self.num_timesteps}), got {end}")
+            last = torch.stack([self.alpha[end : end + 1], self.sigma[end : end + 1]])
+        alpha, sigma_ = (torch.cat([table.flip(0), at]) for table, at in zip((run.alpha, run.sigma), last, strict=True))
+        time, p_x, p_m = run.timestep_map.flip(0), run.p_x.flip(0), run.p_m.flip(0)
+        return Nodes(time, alpha, sigma_, p_x, p_m, torch.ones_like(p_x))
+
+    def through(self, noise_level):
+        """The points of these noise levels [S + 1], falling: at fractional timesteps, linear in log noise level.
+
+        The prediction "xprev" is refused: it means nothing between timesteps.
+        """
+        view = sigma.SigmaView(self).through(noise_level)
+        alpha = (1 + view.sigma.square()).rsqrt()
+        return Nodes(view.time, alpha, view.sigma * alpha, view.p_x / alpha[:-1], view.p_m, torch.ones_like(view.p_x))
 
     def table(self, name, device, dtype=torch.float32):
         """Attribute `name`, [T], rounded to `dtype` on `device`; made once."""
@@ -177,46 +231,7 @@ class GaussianProcess:
         return torch.where(outside, torch.nan, values).reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def _log_clipped(variance, process):
-    """log(variance) [T], whose entry at t = 0 is that of t = 1: there the posterior variance is 0."""
-    first = variance[1:2] if len(variance) > 1 else process.betas
-    return torch.cat([first, variance[1:]]).log()
-
-
-def _fixed_small(process):
-    return process.posterior_variance, process.posterior_log_variance_clipped
-
-
-def _fixed_large(process):
-    """betas, but for t = 0 the posterior variance of t = 1, which gives the better decoder likelihood."""
-    first = process.posterior_log_variance_clipped[:1].exp()
-    variance = torch.cat([first, process.betas[1:]])
-    return variance, variance.log()
-
-
-# (variance, log variance) of a reverse step, each [T].
-_VARIANCES = {"fixed_small": _fixed_small, "fixed_large": _fixed_large}
-
-
-def _checked_betas(betas):
-    try:
-        betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"betas must be an array of numbers, got {type(betas).__name__}") from error
-    if betas.dim() != 1 or len(betas) == 0:
-        raise ValueError(f"betas must have shape [T] with T at least 1, got {list(betas.shape)}")
-    wrong = ~((betas > 0) & (betas <= 1))
-    if wrong.any():
-        t = int(wrong.nonzero()[0])
-        raise ValueError(f"betas must be in (0, 1], got {betas[t].item()} at t = {t}")
-    return betas
-
-
-def _checked_map(timestep_map, T):
-    if timestep_map is None:
-        return torch.arange(T)
-    timestep_map = torch.as_tensor(timestep_map).to("cpu", copy=True)
-    if timestep_map.shape != (T,) or timestep_map.dtype is not torch.int64:
-        got = f"{timestep_map.dtype} of shape {list(timestep_map.shape)}"
-        raise ValueError(f"timestep_map must be int64 of shape [{T}], got {got}")
-    return timestep_map
+def _place(model_output):
+    """Device and precision of the tables that go with it."""
+    wide = getattr(model_output, "dtype", None) is torch.float64
+    return getattr(model_output, "device", "cpu"), torch.float64 if wide else torch.float32

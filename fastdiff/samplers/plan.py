@@ -3,6 +3,8 @@
 import torch
 
 from ..ops.rows import COLUMNS, NAMES, WIDTH
+from . import plan_json
+from .explain import explained
 
 # Columns not given are 0 but for these: conditional guidance, no clip, no history written, input not scaled.
 _DEFAULTS = {"w": 1.0, "bound": float("inf"), "write": -1.0, "c_in": 1.0}
@@ -84,6 +86,21 @@ class Plan:
         own = {name: self[name] for name in NAMES}
         options = {"call": self.call, "start": self.start, "adjust": self.adjust, "adjusted": self.adjusted}
         return Plan(self.time, **options, **{**own, **columns})
+
+    def explain(self):
+        """Prints each row in words and formulas, and returns the text."""
+        text = explained(self)
+        print(text)
+        return text
+
+    def to_json(self):
+        """The plan as a JSON text, whose numbers are exact; ValueError where a row is adjusted by a function."""
+        return plan_json.encoded(self)
+
+    @classmethod
+    def from_json(cls, text):
+        """The plan of `to_json`; ValueError that names the field which is missing or wrong."""
+        return cls(**plan_json.decoded(text))
 
     def table(self, device=None, dtype=torch.float32):
         """rows on `device`, float32 or, for a float64 state, float64."""

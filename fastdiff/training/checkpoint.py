@@ -1,30 +1,28 @@
-"""What a run leaves on disk, each file written whole or not at all.
+"""What a run leaves on disk, each part written whole or not at all.
 
-    config.json         everything that the run was told
-    checkpoint.pt       all that resuming needs: weights, their average, the optimizer, the step
-    model.safetensors   the averaged weights as the network's own `save` writes them: what `fastdiff sample` reads
+    config.json                     everything that the run was told
+    checkpoints/00000500/           all that resuming from step 500 needs, of which the last few are kept
+        state.safetensors           weights model.*, averages ema.<profile>.*, moments optimizer.<i>.<name>
+        state.json                  the step, counts, the optimizer's options, the checksum of state.safetensors
+    model.safetensors               the averaged weights as the network's own `save` writes them, for `fastdiff sample`
+
+Loading runs no code of a file's: safetensors and JSON hold none.
 """
 
-import contextlib
 import json
-import os
-import zipfile
+import shutil
+import warnings
+import zlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-CONFIG, CHECKPOINT, MODEL = "config.json", "checkpoint.pt", "model.safetensors"
+from .files import whole, whole_directory
 
-
-@contextlib.contextmanager
-def whole(path):
-    """A path beside this one to write to; what was written takes this one's place once it is whole."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+CONFIG, CHECKPOINTS, MODEL = "config.json", "checkpoints", "model.safetensors"
+TENSORS, REST = "state.safetensors", "state.json"
 
 
 def as_json(value):
@@ -33,7 +31,7 @@ def as_json(value):
 
 
 def write_config(directory, config):
-    with whole(directory / CONFIG) as part:
+    with whole(Path(directory) / CONFIG) as part:
         part.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -53,69 +51,139 @@ def read_config(directory, name="run"):
     return config
 
 
-def save(directory, step, model, ema, optimizer):
-    state = {"step": step, "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-    with whole(directory / CHECKPOINT) as part:
-        torch.save(state, part)
+def checkpoints(directory):
+    """{step: its directory}, the newest first."""
+    found = (Path(directory) / CHECKPOINTS).glob("*")
+    steps = {int(path.name): path for path in found if path.name.isdigit() and path.is_dir()}
+    return dict(sorted(steps.items(), reverse=True))
+
+
+def save(directory, step, model, ema, optimizer, keep=2):
+    """Writes the checkpoint of a step and the averaged weights; then deletes all but the last `keep` checkpoints.
+
+    Where the disk is full OSError is raised, and the checkpoints before are left as they were.
+    """
+    tensors, rest = _flattened(step, model, ema, optimizer)
+    with _disk(), whole_directory(Path(directory) / CHECKPOINTS / f"{step:08d}") as part:
+        save_file(tensors, part / TENSORS)
+        rest["crc32"] = _checksum(part / TENSORS)
+        (part / REST).write_text(json.dumps(rest))
     if hasattr(model, "save"):
-        with whole(directory / MODEL) as part, ema.applied(model):
+        with _disk(), whole(Path(directory) / MODEL) as part, ema.applied(model):
             model.save(part)
+    for path in list(checkpoints(directory).values())[keep:]:
+        shutil.rmtree(path)
+
+
+class _disk:
+    """safetensors' own error for a full disk, as the OSError that it is."""
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, SafetensorError):
+            raise OSError(f"checkpoint could not be written: {error}") from error
+
+
+def _flattened(step, model, ema, optimizer):
+    """(tensors by name, what is none)."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for profile, average in enumerate(ema.averages):
+        tensors.update({f"ema.{profile}.{name}": value for name, value in average.items()})
+    state = optimizer.state_dict()
+    values = {f"optimizer.{i}.{name}": v for i, each in state["state"].items() for name, v in each.items()}
+    tensors.update({name: value for name, value in values.items() if isinstance(value, torch.Tensor)})
+    numbers = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+    rest = {"step": step, "ema_updates": ema.updates, "optimizer": state["param_groups"], "optimizer_numbers": numbers}
+    # A copy of each, for tensors that share memory cannot be written.
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}, rest
 
 
 def restore(directory, model, ema, optimizer):
-    """Loads the checkpoint into all three and returns its step.
+    """Loads the newest whole checkpoint into all three and returns its step.
 
-    Raises FileNotFoundError where there is none, and ValueError, with nothing changed, where it is damaged or another
-    network's.
+    A damaged one is passed over with a warning. Raises FileNotFoundError where there is none, and ValueError, with
+    nothing changed, where none is whole and this network's.
     """
-    path = Path(directory) / CHECKPOINT
-    try:
-        with zipfile.ZipFile(path) as file:  # torch.load does not look at the checksums
-            damaged = file.testzip()
-        if damaged:
-            raise ValueError(f"a wrong checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damage makes readers fail in any way
-        raise _refusal(path, str(error).partition("\n")[0] or type(error).__name__) from error
-    try:
-        fits = _fits(state, model, ema, optimizer)
-        step = int(state["step"])
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _refusal(path, repr(error)) from error
-    if not fits:
-        raise _refusal(path, "another network's weights")
-    model.load_state_dict(state["model"])
-    ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    return step
+    damage = []
+    for path in checkpoints(directory).values():
+        try:
+            tensors, rest = _read(path)
+            _check(tensors, rest, model, ema, optimizer)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            damage.append(f"resume must find a whole checkpoint of this run in {str(path)!r}, got {reason}")
+            continue
+        for message in damage:
+            warnings.warn(f"passed over: {message}", stacklevel=2)
+        _load(tensors, rest, model, ema, optimizer)
+        return rest["step"]
+    if damage:
+        raise ValueError(damage[0])
+    raise FileNotFoundError(f"resume must find a checkpoint, got none in {str(Path(directory) / CHECKPOINTS)!r}")
 
 
-def _fits(state, model, ema, optimizer):
-    """Whether every tensor has the shape of the one that it is for."""
-    saved, parameters = state["optimizer"], [p for group in optimizer.param_groups for p in group["params"]]
-    moments = [
-        value.shape == parameters[index].shape or value.dim() == 0
-        for index, values in saved["state"].items()
-        for value in values.values()
-    ]
-    return (
-        _shapes(state["model"]) == _shapes(model.state_dict())
-        and _shapes(state["ema"]["average"]) == _shapes(ema.average)
-        and isinstance(state["ema"]["updates"], int)
-        and _sizes(saved["param_groups"]) == _sizes(optimizer.param_groups)
-        and all(moments)
-    )
+def _read(path):
+    rest = json.loads((path / REST).read_text())
+    if _checksum(path / TENSORS) != rest["crc32"]:
+        raise ValueError(f"a wrong checksum of {TENSORS}")
+    return load_file(path / TENSORS), rest
 
 
-def _shapes(tensors):
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def _checksum(path):
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
 
 
-def _sizes(groups):
-    return [len(group["params"]) for group in groups]
+def _parameters(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _refusal(path, reason):
-    return ValueError(f"resume must find a whole checkpoint of this run in {str(path)!r}, got {reason}")
+def _check(tensors, rest, model, ema, optimizer):
+    """Raises where a tensor has not the shape of the one that it is for."""
+    expected = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    for profile, average in enumerate(ema.averages):
+        expected.update({f"ema.{profile}.{name}": value.shape for name, value in average.items()})
+    parameters = _parameters(optimizer)
+    for name, value in tensors.items():
+        if not name.startswith("optimizer."):
+            continue
+        like = parameters[int(name.split(".")[1])]
+        expected[name] = value.shape if value.dim() == 0 else like.shape
+    if {name: value.shape for name, value in tensors.items()} != expected:
+        raise ValueError("another network's weights")
+    if [len(g["params"]) for g in rest["optimizer"]] != [len(g["params"]) for g in optimizer.param_groups]:
+        raise ValueError("another optimizer's groups")
+    if type(rest["step"]) is not int or type(rest["ema_updates"]) is not int:
+        raise ValueError("a step that is no int")
+    if not isinstance(rest["optimizer_numbers"], dict):
+        raise TypeError("numbers that are no dict")
+
+
+def _load(tensors, rest, model, ema, optimizer):
+    def under(prefix):
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(under("model."))
+    averages = [under(f"ema.{profile}.") for profile in range(len(ema.averages))]
+    ema.load_state_dict({"averages": averages, "updates": rest["ema_updates"]})
+    parameters, state = _parameters(optimizer), {}
+    for name, value in {**under("optimizer."), **_numbers(rest)}.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = _laid_out(value, parameters[int(index)])
+    optimizer.load_state_dict({"state": state, "param_groups": rest["optimizer"]})
+
+
+def _numbers(rest):
+    return {name.removeprefix("optimizer."): value for name, value in rest["optimizer_numbers"].items()}
+
+
+def _laid_out(value, parameter):
+    """A moment in its parameter's memory layout, as the optimizer made it."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)

@@ -5,7 +5,7 @@ import numbers
 from dataclasses import dataclass
 
 # What a resumed run may be told anew. The data may have moved: their content is compared.
-FREE = ("steps", "log_every", "checkpoint_every", "sample_every", "tensorboard", "data", "threads")
+FREE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "data", "threads")
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class TrainConfig:
     precision: str = "auto"  # "fp32", "bf16", or bf16 where a GPU has it
     log_every: int = 20
     checkpoint_every: int = 1000
+    keep: int = 2  # checkpoints
     sample_every: int = 1000  # 0: no samples on the way
     tensorboard: bool = True
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             self._check(name, self._int(name) and getattr(self, name) >= 1, "a positive int")
         for name in ("warmup", "sample_every"):
             self._check(name, self._int(name) and getattr(self, name) >= 0, "an int of at least 0")

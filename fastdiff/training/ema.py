@@ -1,55 +1,86 @@
-"""The exponential moving average of a network's weights."""
+"""Exponential moving averages of a network's weights: several profiles at once."""
 
 import contextlib
 
 import torch
 
+from .profiles import Constant, Power
+
+PROFILES = {"constant": Constant, "power": Power}
+
 
 class EMA:
-    """average <- d * average + (1 - d) * weight, d = min(decay, (1 + s) / (10 + s)) after s updates; float32.
+    """average_k <- d_k * average_k + (1 - d_k) * weight, for each profile k; float32. Buffers are copied.
 
-    The short memory at first keeps the initial weights out of the average. Buffers are copied.
-    Source: Ho et al. 2020, section 4 (decay 0.9999); the warm-up is TensorFlow's ExponentialMovingAverage.
+    Args:
+        model: whose weights; its state_dict names them.
+        *profiles: `Constant(decay)` or `Power(sigma_rel)`, or a number: that decay. Samples are drawn with the first.
+
+    Attributes: averages, one dict of tensors a profile; average, the first; updates.
+    Source: Ho et al. 2020, section 4 (decay 0.9999); Karras et al., "Analyzing and improving the training dynamics of
+    diffusion models", 2024, section 3.1, for power functions.
     """
 
-    def __init__(self, model, decay=0.9999):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
-        self.decay, self.updates = decay, 0
-        self.average = {name: _copy(value) for name, value in model.state_dict().items()}
+    def __init__(self, model, *profiles):
+        profiles = profiles or (0.9999,)
+        self.profiles = tuple(p if isinstance(p, Constant | Power) else Constant(p) for p in profiles)
+        self.updates = 0
+        weights = model.state_dict()
+        self.averages = [{name: _copy(value) for name, value in weights.items()} for _ in self.profiles]
+
+    @property
+    def average(self):
+        return self.averages[0]
 
     @torch.no_grad()
     def update(self, model):
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        """One pass over the weights, whatever the number of profiles."""
         self.updates += 1
-        floats, weights = [], []
+        targets, weights, shares = [], [], []
         for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                floats.append(self.average[name])
-                weights.append(value.float())
-            else:
-                self.average[name].copy_(value)
-        torch._foreach_lerp_(floats, weights, 1 - decay)
+            if not value.is_floating_point():
+                for average in self.averages:
+                    average[name].copy_(value)
+                continue
+            wide = value.float()
+            for profile, average in zip(self.profiles, self.averages, strict=True):
+                targets.append(average[name])
+                weights.append(wide)
+                shares.append(1 - profile.decay(self.updates))
+        _lerp(targets, weights, shares)
 
     @contextlib.contextmanager
-    def applied(self, model):
-        """The model with the average for weights; its own come back at the end."""
+    def applied(self, model, profile=0):
+        """The model with an average for weights; its own come back at the end."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.average)
+        model.load_state_dict(self.averages[profile])
         try:
             yield model
         finally:
             model.load_state_dict(own)
 
     def state_dict(self):
-        return {"average": self.average, "updates": self.updates}
+        return {"averages": self.averages, "updates": self.updates}
 
     def load_state_dict(self, state):
-        if state["average"].keys() != self.average.keys():
-            raise ValueError("state must hold the average of this network, got other names of weights")
-        for name, value in state["average"].items():
-            self.average[name].copy_(value)
+        if [each.keys() for each in state["averages"]] != [each.keys() for each in self.averages]:
+            raise ValueError("state must hold the averages of this network, got other profiles or names of weights")
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            for name, value in saved.items():
+                average[name].copy_(value)
         self.updates = state["updates"]
+
+
+def _lerp(targets, weights, shares):
+    """targets += shares * (weights - targets), numbers for shares."""
+    if len(set(shares)) == 1:
+        return torch._foreach_lerp_(targets, weights, shares[0])
+    try:
+        torch._foreach_lerp_(targets, weights, shares)
+    except TypeError:  # before torch 2.8: numbers one at a time
+        for share in set(shares):
+            chosen = [i for i, each in enumerate(shares) if each == share]
+            torch._foreach_lerp_([targets[i] for i in chosen], [weights[i] for i in chosen], share)
 
 
 def _copy(value):

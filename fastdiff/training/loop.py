@@ -17,7 +17,7 @@ from .config import FREE, TrainConfig
 from .ema import EMA
 from .interrupt import Interrupted, interrupts
 from .metrics import Metrics
-from .timesteps import Batches, flips, torch_seed, uniform
+from .timesteps import Batches, Uniform, flips, torch_seed
 
 
 def train(model, process, images, out, config=None, *, settings=None, draw=None, resume=False, progress=True):
@@ -88,7 +88,7 @@ class Run:
             for name, value in settings.items():
                 if name not in FREE and before.get(name) != checkpoint.as_json(value):
                     raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")
-            with contextlib.suppress(FileNotFoundError):
+            if checkpoint.checkpoints(self.out):
                 step = checkpoint.restore(self.out, self.model, self.ema, self.optimizer)
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise FileExistsError(f"out must be a new or empty directory, got {str(self.out)!r} (resume goes on)")
@@ -126,7 +126,7 @@ class Run:
         """x_t, t and the network's target: functions of (seed, step) and the place in the batch."""
         rng = ops.rng.make_rng(self.config.seed, self.step, self.device)
         ids = torch.arange(self.config.batch_size, device=self.device)
-        t = uniform(self.process.num_timesteps, rng, ids)
+        t, _ = Uniform(self.process.num_timesteps).draw(rng, ids)
         x_start = self.images[self.batches.positions(self.step).to(self.device)]
         flip = flips(rng, ids) if self.config.flip else None
         memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
@@ -153,7 +153,7 @@ class Run:
         return loss
 
     def save(self):
-        checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer)
+        checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer, self.config.keep)
 
     def draw(self, draw):
         """A picture of what the averaged weights can do."""

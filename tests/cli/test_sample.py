@@ -53,7 +53,7 @@ def test_a_grid(run, tmp_path, capsys):
 
 def test_an_array_in_batches(run, tmp_path):
     assert sample(run, "-n", 5, "--seed", 7, "--out", tmp_path / "a.npz", "--batch-size", 2, "--steps", 4) == 0
-    found, right = load(str(tmp_path / "a.npz")), to_uint8(expected(run, 5, 7, steps=4))
+    found, right = load(tmp_path / "a.npz").images, to_uint8(expected(run, 5, 7, steps=4))
     assert found.shape == right.shape and (found.int() - right.int()).abs().max() <= 1
 
 
@@ -64,7 +64,7 @@ def test_a_folder_of_files(run, tmp_path):
     for i in range(3):
         found = np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png"))
         assert np.array_equal(found.reshape(right[i].shape), right[i])
-    assert torch.equal(load(tmp_path / "images"), to_uint8(expected(run, 3, 0)))
+    assert torch.equal(load(tmp_path / "images").images, to_uint8(expected(run, 3, 0)))
 
 
 def test_a_seed_is_always_the_same(run, tmp_path):

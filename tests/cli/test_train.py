@@ -13,6 +13,7 @@ from PIL import Image
 from fastdiff import load_unet, training
 from fastdiff.cli import train as command
 from fastdiff.data import load, sources
+from fastdiff.training.checkpoint import checkpoints
 from tests.cli.runs import TINY, save_images, start, steps_logged, train
 
 
@@ -36,7 +37,7 @@ def test_a_run(tmp_path, capsys):
     assert train(data, out, "--steps=6", "--sample-every=4", "--log-every=2", "--seed=3") == 0
     assert f"fastdiff sample {out}" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors", "samples", "tensorboard",
+        "checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "samples", "tensorboard",
     ]  # fmt: skip
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["0000004.png", "0000006.png"]
     assert steps_logged(out) == [2, 4, 6]
@@ -94,7 +95,7 @@ def test_ctrl_c_and_resume(tmp_path):
     assert process.returncode == 130, err
     assert f"saved in {tmp_path / 'a'}; go on with the same command and --resume" in out
     assert "Traceback" not in err and "step/s" in err and "loss=" in err
-    step = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["step"]
+    step = next(iter(checkpoints(tmp_path / "a")))
     assert steps_logged(tmp_path / "a") == list(range(1, step + 1))
     assert not list((tmp_path / "a").glob("*.part"))
 
@@ -121,7 +122,7 @@ def test_threads(tmp_path, monkeypatch):
 
 
 def test_the_digits_preset():
-    images = load("digits")
+    images = load("digits").images
     options, process, network = command.make_settings(parsed("--data=digits"), images)
     assert (network.in_channels, network.image_size) == (1, 8)
     assert process == {**command.PROCESS, **{k: v for k, v in command.PRESETS["digits"].items() if k in process}}
@@ -140,7 +141,7 @@ def test_every_option_is_heard():
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     given = {
         "steps": 7, "batch_size": 3, "lr": 0.5, "warmup": 9, "decay_to": 0.5, "grad_clip": 2.0, "ema_decay": 0.5,
-        "seed": 4, "log_every": 2, "checkpoint_every": 3, "sample_every": 4, "precision": "bf16",
+        "seed": 4, "log_every": 2, "checkpoint_every": 3, "keep": 5, "sample_every": 4, "precision": "bf16",
         "num_timesteps": 50, "schedule": "cosine", "prediction": "x0", "variance": "fixed_large",
         "channels": 12, "channel_mult": (1, 3), "num_res_blocks": 1, "attention_resolutions": (8, 4), "heads": 3,
         "dropout": 0.25, "groups": 6,
@@ -167,8 +168,8 @@ def test_every_option_is_heard():
     (["--channel-mult=1,1,1,1"], "image_size must be divisible by 8 for 4 levels, got 4"),
     (["--attention-resolutions=3"], "attention_resolutions must be among 4, got 3"),
     (["--device=abacus"], "device must be one of this machine's (cpu, cuda, cuda:1), got 'abacus'"),
-    (["--image-size=8"], "image_size must be None but for a folder of images, got 8"),
-    (["--data-dir=x"], "data_dir must be None but for fashion-mnist, got 'x'"),
+    (["--image-size=8"], "image_size must be None but for folders and shards of images, got 8"),
+    (["--data-dir=x"], "data_dir must be None but for fashion-mnist and torchvision, got 'x'"),
     (["--threads=0"], "threads must be at least 1, got 0"),
     (["--resume"], "out must be a directory of fastdiff train"),
 ])  # fmt: skip

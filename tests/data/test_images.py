@@ -1,6 +1,4 @@
-"""Images in and out: bytes, grids, files, folders."""
-
-import math
+"""Images out: bytes, grids, files."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import torch
 from PIL import Image
 
 from fastdiff.data import images
-from fastdiff.data.images import grid, load_folder, save_npz, save_png, to_uint8
+from fastdiff.data.images import grid, save_npz, save_png, to_uint8
 
 
 def test_bytes_are_those_that_the_network_was_trained_on():
@@ -65,72 +63,3 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_png(np.zeros((2, 2), np.uint8), tmp_path / "a.png")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-
-
-# ---- Folders ----
-
-
-def write(path, array, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
-
-
-def test_a_folder_of_grey_images(tmp_path):
-    for i, name in enumerate(["b/z.PNG", "a.png", "b/c/y.bmp"]):
-        write(tmp_path / name, np.full((4, 4), i))
-    (tmp_path / "notes.txt").write_text("no image")
-    found = load_folder(tmp_path)
-    assert found.dtype is torch.uint8 and found.shape == (3, 1, 4, 4) and found.is_contiguous()
-    assert found[:, 0, 0, 0].tolist() == [1, 2, 0]
-
-
-def test_a_mixed_folder_is_coloured(tmp_path):
-    write(tmp_path / "a.png", np.full((4, 4), 7))
-    write(tmp_path / "b.png", np.stack([np.full((4, 4), c) for c in (1, 2, 3)], 2))
-    write(tmp_path / "c.png", np.stack([np.full((4, 4), c) for c in (1, 2, 3, 0)], 2))
-    Image.fromarray(np.full((4, 4), 9, np.uint8)).convert("P").save(tmp_path / "d.png")
-    assert load_folder(tmp_path)[:, :, 2, 2].tolist() == [[7, 7, 7], [1, 2, 3], [1, 2, 3], [9, 9, 9]]
-
-
-def test_the_middle_square_is_taken_and_resized(tmp_path):
-    wide = np.zeros((4, 10))
-    wide[:, 3:7] = np.arange(16).reshape(4, 4) * 16
-    write(tmp_path / "a.png", wide)
-    write(tmp_path / "b.png", wide.T)
-    found = load_folder(tmp_path)[:, 0].numpy()
-    assert np.array_equal(found[0], wide[:, 3:7]) and np.array_equal(found[1], wide[:, 3:7].T)
-    halved = load_folder(tmp_path, 2)[0, 0].numpy()
-    assert np.array_equal(halved, wide[:, 3:7].reshape(2, 2, 2, 2).mean((1, 3)))
-    assert load_folder(tmp_path, 9).shape == (2, 1, 9, 9)
-
-
-def test_the_first_image_sets_the_size(tmp_path):
-    write(tmp_path / "a.png", np.zeros((6, 8)))
-    write(tmp_path / "b.png", np.zeros((20, 12)))
-    assert load_folder(tmp_path).shape == (2, 1, 6, 6)
-
-
-def test_16_bits_become_8(tmp_path):
-    Image.fromarray(np.array([[0, 255], [256, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert load_folder(tmp_path)[0, 0].tolist() == [[0, 0], [1, 255]]
-
-
-def test_photos_are_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    write(tmp_path / "a.png", [[1, 2], [3, 4]], exif=exif)
-    assert load_folder(tmp_path)[0, 0].tolist() == [[4, 3], [2, 1]]
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
-def test_a_broken_image_is_named(tmp_path, keep):
-    write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (32, 32)))
-    content = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "b.png").write_bytes(content[: math.floor(keep * len(content))])
-    with pytest.raises(ValueError, match=r"data must hold images, got '.*b\.png'"):
-        load_folder(tmp_path)
-
-
-def test_an_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"data must be a folder with images \(\.png, .*\), got '.*' without any"):
-        load_folder(tmp_path)

@@ -63,5 +63,5 @@ def test_the_main_job(tmp_path):
     assert cli.main(["train", "--data", "digits", "--out", str(tmp_path / "run"), "--quiet"]) == 0
     out = tmp_path / "samples.npz"
     assert cli.main(["sample", str(tmp_path / "run"), "-n", "500", "--seed", "1", "--quiet", "--out", str(out)]) == 0
-    report = judge(load(out))
+    report = judge(load(out).images)
     assert report.convinces(), report

@@ -33,6 +33,16 @@ def test_round_trip(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_file_of_fewer_options(model, tmp_path):
+    """Runs from before an option existed are loaded with what there was then."""
+    old = ("image_size", "in_channels", "out_channels", "channels", "channel_mult", "num_res_blocks", "heads", "groups",
+           "attention_resolutions", "head_channels", "dropout", "norm_eps", "scale_shift")  # fmt: skip
+    kept = {name: CONFIG.to_dict()[name] for name in old}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, tmp_path / "m", metadata={"fastdiff.UNet": json.dumps(kept)})
+    assert load_unet(tmp_path / "m").config == CONFIG
+
+
 def test_the_file_is_plain_safetensors(model, tmp_path):
     """Names, contiguous tensors and a JSON config, for whoever reads it without fastdiff."""
     model.save(tmp_path / "m")

@@ -1,6 +1,7 @@
 """Each block against its formula in plain PyTorch."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -9,18 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdiff.models.layers import (
-    Attention,
-    Downsample,
-    GroupNormSiLU,
-    ResBlock,
-    TimeEmbedding,
-    Upsample,
-    sinusoidal_embedding,
-    zeroed,
-)
+from fastdiff import UNetConfig
+from fastdiff.models.attention import Attention
+from fastdiff.models.layers import ResBlock, TimeEmbedding, sinusoidal_embedding, zeroed
+from fastdiff.models.norms import GroupNormSiLU
+from fastdiff.models.resampling import Downsample, Upsample
 
-OPTIONS = dict(groups=4, eps=1e-6)
+NORM = functools.partial(GroupNormSiLU, groups=4, eps=1e-6)
 
 
 def randomized(module):
@@ -54,7 +50,7 @@ def test_sinusoids_are_float32_under_autocast():
 
 
 def test_time_embedding():
-    layer = randomized(TimeEmbedding(8, 32))
+    layer = randomized(TimeEmbedding(UNetConfig(channels=8, channel_mult=(1,), attention_resolutions=(), groups=4), 32))
     first, second = layer.linear_1, layer.linear_2
     t = torch.tensor([3, 700])
     hidden = F.silu(sinusoidal_embedding(t, 8) @ first.weight.T + first.bias)
@@ -82,7 +78,7 @@ def test_group_norm_silu_is_made_as_torchs():
 @pytest.mark.parametrize("scale_shift", [False, True])
 @pytest.mark.parametrize("channels", [8, 12])
 def test_res_block(backend, scale_shift, channels):
-    block = randomized(ResBlock(8, channels, 16, **OPTIONS, dropout=0.5, scale_shift=scale_shift)).eval()
+    block = randomized(ResBlock(8, channels, 16, norm=NORM, dropout=0.5, scale_shift=scale_shift)).eval()
     x, embedding = image(2, 8, 6, 4), image(2, 16)
     h = block.conv_1(F.silu(F.group_norm(x, 4, block.norm_1.weight, block.norm_1.bias, 1e-6)))
     time = F.linear(embedding, block.time.weight, block.time.bias)[..., None, None]
@@ -94,15 +90,15 @@ def test_res_block(backend, scale_shift, channels):
 
 
 def test_dropout_acts_in_training_alone():
-    block = randomized(ResBlock(8, 8, 16, **OPTIONS, dropout=0.5, scale_shift=False))
+    block = randomized(ResBlock(8, 8, 16, norm=NORM, dropout=0.5, scale_shift=False))
     x, embedding = image(2, 8, 4, 4), image(2, 16)
     assert not torch.equal(block.train()(x, embedding), block(x, embedding))
     assert torch.equal(block.eval()(x, embedding), block(x, embedding))
 
 
 @pytest.mark.parametrize("make", [
-    lambda: ResBlock(8, 8, 16, **OPTIONS, dropout=0.0, scale_shift=False),
-    lambda: Attention(8, 2, **OPTIONS),
+    lambda: ResBlock(8, 8, 16, norm=NORM, dropout=0.0, scale_shift=False),
+    lambda: Attention(8, 2, norm=NORM),
 ])  # fmt: skip
 def test_residual_branches_begin_as_nothing(make):
     layer, x = make(), image(2, 8, 4, 4)
@@ -112,7 +108,7 @@ def test_residual_branches_begin_as_nothing(make):
 @pytest.mark.parametrize("heads", [1, 2, 8])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_attention(backend, heads, channels_last):
-    layer, x = randomized(Attention(8, heads, **OPTIONS)), image(2, 8, 3, 5, channels_last=channels_last)
+    layer, x = randomized(Attention(8, heads, norm=NORM)), image(2, 8, 3, 5, channels_last=channels_last)
     h = F.group_norm(x, 4, layer.norm.weight, layer.norm.bias, 1e-6).flatten(2)  # [B, C, H * W]
     q, k, v = (torch.einsum("dc,bcn->bdn", layer.qkv.weight, h) + layer.qkv.bias[:, None]).chunk(3, 1)
     mixed = torch.empty_like(h)

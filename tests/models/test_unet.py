@@ -9,7 +9,8 @@ import torch
 
 import fastdiff
 from fastdiff import UNet, UNetConfig, ops
-from fastdiff.models.layers import Attention, GroupNormSiLU
+from fastdiff.models.attention import Attention
+from fastdiff.models.norms import GroupNormSiLU
 from tests.models.plain import unet
 
 SMALL = dict(image_size=8, channels=8, channel_mult=(1, 2), attention_resolutions=(4,), groups=4)

@@ -12,6 +12,12 @@ from fastdiff.ops import native
 from tests.simt import harness
 
 SAMPLE = {"odd and not square", "odd width, last block discards lanes", "1x1"}  # cases that run in 16 bits everywhere
+# Cases and tests that say no more of Triton's kernels than others do, and take its interpreter long.
+LONG = {
+    "several chunks", "many channels", "fixed_small", "fixed_large", "learned", "x0", "v", "score",
+    "test_probabilities_of_all_levels_add_up", "test_decoder_is_improved_diffusions", "test_bounds_are_improved_diffusions",
+    "test_loss_of_the_process",
+}  # fmt: skip
 LEVELS = ("avx512", "avx2", "baseline")
 
 
@@ -24,11 +30,14 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Triton's interpreter takes a second for what takes others a millisecond: most of its 16-bit matrix is `slow`."""
+    """Triton's interpreter takes a second for what takes others a millisecond: most of its 16-bit matrix is `slow`, and what is LONG."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         narrow = any(parameters.get(name, torch.float32) is not torch.float32 for name in ("dtype", "model_dtype"))
-        if parameters.get("backend") == "triton" and narrow and not set(item.callspec.id.split("-")) & SAMPLE:
+        if parameters.get("backend") != "triton":
+            continue
+        named = set(item.callspec.id.split("-"))
+        if (narrow and not named & SAMPLE) or (named | {item.originalname}) & LONG:
             item.add_marker(pytest.mark.slow)
 
 

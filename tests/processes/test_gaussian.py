@@ -169,8 +169,8 @@ def test_other_bad_arguments():
         GaussianProcess("linear")
     with pytest.raises(ValueError, match="prediction must be one of eps, x0, v, score, xprev, got 'epsilon'"):
         GaussianProcess(betas, prediction="epsilon")
-    with pytest.raises(ValueError, match="variance must be one of fixed_small, fixed_large, got 'learned'"):
-        GaussianProcess(betas, variance="learned")
+    with pytest.raises(ValueError, match="variance must be one of fixed_small, fixed_large, learned,"):
+        GaussianProcess(betas, variance="small")
     with pytest.raises(ValueError, match=r"timestep_map must be int64 of shape \[50\], got torch.int64 of shape \[3\]"):
         GaussianProcess(betas, timestep_map=[1, 2, 3])
     process = GaussianProcess(betas)

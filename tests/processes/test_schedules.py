@@ -62,3 +62,67 @@ def test_even_spacing_is_the_recorded_one():
 def test_steps_must_fit(steps):
     with pytest.raises(ValueError, match=rf"steps must be an int in \[1, 10\], got {steps}"):
         spacing.even(10, steps)
+
+
+# ---- Schedules of other libraries ----
+
+
+@pytest.mark.parametrize("name, betas", [
+    ("linear", schedules.linear(1000, scaled=False)),
+    ("scaled_linear", schedules.scaled_linear()),
+    ("cosine", schedules.cosine()),
+    ("sigmoid", schedules.sigmoid_betas()),
+    ("zsnr", schedules.zero_terminal_snr(schedules.linear(1000, scaled=False))),
+])  # fmt: skip
+def test_schedules_of_diffusers(name, betas):
+    """Its tables are float32: 1 - x of x near 1 has steps of 6e-8, of which a few come together."""
+    recorded = load("diffusers_solvers")
+    assert betas.dtype is torch.float64 and betas.shape == (1000,)
+    torch.testing.assert_close(betas, recorded[f"table.{name}.betas"].double(), rtol=1e-4, atol=3e-7)
+    alphas_cumprod = torch.log1p(-betas).cumsum(0).exp()
+    torch.testing.assert_close(alphas_cumprod, recorded[f"table.{name}.alphas_cumprod"].double(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name, betas, rtol", [
+    ("sigmoid1000", schedules.sigmoid(1000), 2e-5),  # the peer rounds two values to float32
+    ("sigmoid100_tau", schedules.sigmoid(100, start=0, end=3, tau=0.7), 2e-5),
+    ("cosine1000", schedules.cosine(1000), 1e-10),
+    ("linear200", schedules.linear(200), 1e-10),
+])  # fmt: skip
+def test_schedules_of_lucidrains(name, betas, rtol):
+    torch.testing.assert_close(betas, load("lucidrains")[f"table.{name}.betas_f64"], rtol=rtol, atol=0)
+
+
+def test_linear_as_given_has_its_ends_at_any_T():
+    """Where OpenAI and lucidrains scale by 1000 / T, diffusers takes beta_start and beta_end as they are."""
+    betas = schedules.linear(10, 0.001, 0.5, scaled=False)
+    assert betas[[0, -1]].tolist() == pytest.approx([0.001, 0.5], rel=1e-15)
+    assert torch.equal(schedules.linear(1000), schedules.linear(1000, scaled=False))
+    torch.testing.assert_close(schedules.linear(500), 2 * schedules.linear(500, scaled=False), rtol=1e-15, atol=0)
+
+
+def test_zero_terminal_snr():
+    betas = schedules.linear(1000)
+    rescaled = schedules.zero_terminal_snr(betas)
+    process = GaussianProcess(rescaled, "v")
+    assert rescaled[-1] == 1 and rescaled[0] == betas[0] and (rescaled[:-1] < 1).all()
+    assert process.alpha[-1] == 0 and process.sigma[-1] == 1
+    # An affine map of alpha.
+    before = GaussianProcess(betas).alpha
+    slope = (process.alpha[0] - process.alpha[500]) / (before[0] - before[500])
+    torch.testing.assert_close(process.alpha, (before - before[-1]) * slope, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: schedules.linear(100, 0.2, 0.1), r"beta_start must be in \(0, beta_end\].*, got 0.2 and 0.1"),
+    (lambda: schedules.scaled_linear(100, 0.0, 0.1), r"beta_start must be in \(0, beta_end\]"),
+    (lambda: schedules.sigmoid_betas(100, 0.1, 1.5), r"beta_end at most 1, got 0.1 and 1.5"),
+    (lambda: schedules.sigmoid(100, start=3, end=-3), "start must be below end and tau positive, got 3, -3 and 1.0"),
+    (lambda: schedules.sigmoid(100, tau=0), "start must be below end and tau positive"),
+    (lambda: schedules.sigmoid(100, max_beta=0), r"max_beta must be in \(0, 1\], got 0"),
+    (lambda: schedules.zero_terminal_snr([0.1]), r"betas must be \[T\] numbers in \(0, 1\] with T at least 2"),
+    (lambda: schedules.zero_terminal_snr([0.1, -0.1]), r"betas must be \[T\] numbers in \(0, 1\]"),
+])  # fmt: skip
+def test_bad_schedules(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace fastdiff {
 
 const Kernels& kernels() {
-  static const Kernels none = {"none", nullptr, nullptr, nullptr, nullptr, nullptr};
+  static const Kernels none = {"none"};
   return none;
 }
 

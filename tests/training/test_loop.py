@@ -7,9 +7,11 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastdiff import GaussianProcess, load_unet, ops, schedules
 from fastdiff.training import EMA, Interrupted, TrainConfig, train
+from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
 
@@ -26,6 +28,15 @@ def run(model, process, images, out, configuration=None, **options):
 
 def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(out):
+    """Every tensor of the newest checkpoint."""
+    return load_file(next(iter(checkpoints(out).values())) / "state.safetensors")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def states_equal(a, b):
@@ -116,7 +127,7 @@ def test_files_of_a_run(make_model, process, images, tmp_path):
     options = config(sample_every=10, tensorboard=True)
     model = run(make_model(), process, images, out, options, settings=settings, draw=draw)
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors", "tensorboard",
+        "checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "tensorboard",
     ]  # fmt: skip
     assert drawn == [10, 12]
     assert [line["step"] for line in lines(out)] == [5, 10, 12]
@@ -125,8 +136,8 @@ def test_files_of_a_run(make_model, process, images, tmp_path):
     assert told["steps"] == 12 and told["model"] == {"channel_mult": [1, 2]}
     assert told["images"]["shape"] == [20, 1, 4, 4]
     assert states_equal(model, load_unet(out / "model.safetensors"))
-    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert checkpoint["step"] == 12 and not torch.equal(checkpoint["model"]["conv_in.bias"], model.conv_in.bias)
+    assert list(checkpoints(out)) == [12, 10]
+    assert not torch.equal(saved(out)["model.conv_in.bias"], model.conv_in.bias)
 
 
 def test_the_bar_shows_loss_speed_and_time_left(make_model, process, images, tmp_path, capsys):
@@ -153,7 +164,7 @@ def test_any_module_trains(process, images, tmp_path):
             return super().forward(x)
 
     run(Net(1, 1, 1), process, images[..., :3], tmp_path / "a")
-    assert not (tmp_path / "a" / "model.safetensors").exists() and (tmp_path / "a" / "checkpoint.pt").exists()
+    assert not (tmp_path / "a" / "model.safetensors").exists() and list(checkpoints(tmp_path / "a")) == [12, 10]
 
 
 # ---- Resuming ----
@@ -186,8 +197,8 @@ def test_a_resumed_run_has_the_same_bits(make_model, process, images, tmp_path, 
         run(killed_at(make_model(dropout=0.3), stop), process, images, tmp_path / "halves", options)
     resumed = run(make_model(7, dropout=0.3), process, images, tmp_path / "halves", options, resume=True)
     assert states_equal(resumed, whole)
-    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "halves"))
-    assert all(torch.equal(value, b["model"][name]) for name, value in a["model"].items())
+    a, b = (saved(tmp_path / name) for name in ("whole", "halves"))
+    assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
     timeless = [[{**line, "images_per_s": 0} for line in lines(tmp_path / name)] for name in ("whole", "halves")]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 15
 
@@ -209,11 +220,21 @@ def test_a_finished_run_can_go_further(make_model, process, images, tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(make_model, process, images, tmp_path):
     run(make_model(), process, images, tmp_path / "a")
-    (tmp_path / "a" / "checkpoint.pt").write_bytes(b"damaged")
-    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    for path in checkpoints(tmp_path / "a").values():
+        (path / "state.safetensors").write_bytes(b"damaged")
+    before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match="resume must find a whole checkpoint of this run"):
         run(make_model(), process, images, tmp_path / "a", config(steps=20), resume=True)
-    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert contents(tmp_path / "a") == before
+
+
+def test_after_a_damaged_checkpoint_the_one_before_is_gone_on_from(make_model, process, images, tmp_path):
+    """To the same end: steps are functions of their number."""
+    whole = run(make_model(), process, images, tmp_path / "a")
+    (checkpoints(tmp_path / "a")[12] / "state.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="passed over: resume must find a whole checkpoint"):
+        resumed = run(make_model(1), process, images, tmp_path / "a", resume=True)
+    assert states_equal(resumed, whole) and [line["step"] for line in lines(tmp_path / "a")] == [5, 10, 12]
 
 
 @pytest.mark.parametrize("options, message", [
@@ -247,7 +268,7 @@ def test_ctrl_c_saves_and_stops(make_model, process, images, tmp_path):
     model.register_forward_pre_hook(press)
     with pytest.raises(Interrupted):
         run(model, process, images, tmp_path / "a")
-    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["step"] == 8
+    assert next(iter(checkpoints(tmp_path / "a"))) == 8
     assert [line["step"] for line in lines(tmp_path / "a")] == [5, 8]
     resumed = run(make_model(1), process, images, tmp_path / "a", resume=True)
     assert [line["step"] for line in lines(tmp_path / "a")] == [5, 8, 10, 12]
@@ -311,8 +332,8 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(make_model, pro
     model.register_forward_hook(spoil)
     with pytest.raises(ValueError, match="loss must stay finite, got nan before step 10: lower lr"):
         run(model, process, images, tmp_path / "a", config(log_every=50))
-    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 5 and all(value.isfinite().all() for value in saved["model"].values())
+    assert list(checkpoints(tmp_path / "a")) == [5]
+    assert all(value.isfinite().all() for value in saved(tmp_path / "a").values())
 
 
 @pytest.mark.parametrize("option, value, message", [

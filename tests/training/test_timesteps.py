@@ -1,10 +1,30 @@
 """What a step trains on: functions of (seed, step), fair, and every image once an epoch."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from fastdiff.ops.rng import make_rng
-from fastdiff.training.timesteps import Batches, flips, torch_seed, uniform
+from fastdiff.training import timesteps
+from fastdiff.training.timesteps import (
+    SAMPLERS,
+    Batches,
+    LossAware,
+    Stratified,
+    Uniform,
+    dropped,
+    flips,
+    make_sampler,
+    torch_seed,
+)
+
+
+def uniform(T, rng, sample_ids):
+    return Uniform(T).draw(rng, sample_ids)[0]
+
 
 
 @pytest.mark.parametrize("num_images, batch_size", [(10, 3), (10, 10), (7, 20), (1, 4), (12, 4)])
@@ -65,3 +85,122 @@ def test_flips_are_fair_and_independent_of_timesteps():
 def test_seeds_of_torch():
     seeds = {torch_seed(seed, step) for seed in range(-20, 20) for step in range(200)}
     assert len(seeds) == 40 * 200 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    for probability in (0.0, 0.1, 1.0):
+        lost = dropped(make_rng(0), torch.arange(100_000), probability)
+        assert abs(lost.sum().item() - 100_000 * probability) <= 6 * (100_000 * probability * (1 - probability)) ** 0.5
+
+
+# ---- Stratified ----
+
+
+@pytest.mark.parametrize("T, B", [(1000, 64), (10, 10), (7, 20), (1000, 1)])
+def test_strata(T, B):
+    """As many in each part of the timesteps as it is long, within one; each t alone uniform."""
+    draws = torch.stack([Stratified(T, B).draw(make_rng(0, step), torch.arange(B))[0] for step in range(2000)])
+    for t in draws[:50]:
+        counts = t.bincount(minlength=T).cumsum(0)
+        assert ((counts - B * torch.arange(1, T + 1) / T).abs() <= 1 + 1e-6).all()
+    halves = (draws < T / 2).double().mean(0)
+    expected = (T + 1) // 2 / T
+    assert (halves - expected).abs().max() < 6 * (0.25 / 2000) ** 0.5
+
+
+# ---- Loss-aware ----
+
+
+@pytest.fixture
+def golden():
+    with np.load(Path(__file__).parents[1] / "data/resampler.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.mark.parametrize("run", ["warm", "cold"])
+def test_the_recorded_resampler(golden, run):
+    """improved-diffusion's LossSecondMomentResampler, fed the same losses in the same order."""
+    options = json.loads(str(golden["config"]))
+    sampler = LossAware(options["T"], options["history_per_term"], options["uniform_prob"])
+    checkpoints = golden[f"{run}.checkpoints"].tolist()
+    for step, (t, loss) in enumerate(zip(golden[f"{run}.t"], golden[f"{run}.loss"], strict=True)):
+        sampler.update(torch.from_numpy(t), torch.from_numpy(loss))
+        if step in checkpoints:
+            weights = golden[f"{run}.weights"][checkpoints.index(step)]
+            expected = torch.from_numpy(weights / weights.sum())
+            torch.testing.assert_close(sampler.probabilities(), expected, rtol=1e-12, atol=0)
+    p = torch.from_numpy(golden[f"{run}.p"])
+    torch.testing.assert_close(sampler.probabilities(), p, rtol=1e-12, atol=0)
+    indices = torch.from_numpy(golden[f"{run}.sample.indices"])
+    weights = torch.from_numpy(golden[f"{run}.sample.importance_weights"])
+    torch.testing.assert_close((1 / (options["T"] * sampler.probabilities()[indices])).float(), weights)
+
+
+def warmed(T=5, **options):
+    sampler = LossAware(T, history=2, **options)
+    for step in range(2):
+        sampler.update(torch.arange(T), 1.0 + torch.arange(T) + step)
+    return sampler
+
+
+def test_timesteps_follow_their_losses():
+    """And a loss divided by T p(t) has the mean of the uniform draw's."""
+    sampler = warmed()
+    p, (t, weight) = sampler.probabilities(), sampler.draw(make_rng(0), torch.arange(200_000))
+    assert p[4] > 3 * p[0] and p.sum().item() == pytest.approx(1)
+    counts = t.bincount(minlength=5)
+    assert ((counts - 200_000 * p).abs() < 6 * (200_000 * p * (1 - p)).sqrt()).all()
+    torch.testing.assert_close(weight, (1 / (5 * p[t])).float())
+    f = torch.tensor([3.0, -1.0, 4.0, 1.0, 5.0])
+    assert (f[t] * weight).mean().item() == pytest.approx(f.mean().item(), rel=0.02)
+
+
+def test_more_losses_of_a_timestep_than_are_kept():
+    """In one batch: the last of them stay."""
+    one, many = warmed(), warmed()
+    t, loss = torch.tensor([3, 3, 0, 3, 3, 3]), torch.tensor([9.0, 8.0, 2.5, 7.0, 6.0, 5.0])
+    many.update(t, loss)
+    for i in range(len(t)):
+        one.update(t[i : i + 1], loss[i : i + 1])
+    assert torch.equal(one.probabilities(), many.probabilities()) and torch.equal(one.counts, many.counts)
+    assert sorted(many.losses[3].tolist()) == [5.0, 6.0]
+
+
+def test_a_timestep_without_history_keeps_all_alike():
+    sampler = LossAware(5, history=2)
+    sampler.update(torch.arange(4).repeat(4), torch.rand(16))
+    assert sampler.probabilities().tolist() == [0.2] * 5
+    _, weight = sampler.draw(make_rng(0), torch.arange(8))
+    assert torch.equal(weight, torch.ones(8))
+
+
+def test_losses_of_all_ranks_in_their_order(monkeypatch):
+    """Two ranks with half of a batch each end up as one with all of it."""
+    t, loss = torch.tensor([3, 1, 3, 2, 3, 0]), torch.rand(6)
+    alone = warmed()
+    alone.update(t, loss)
+    together = warmed()
+    halves = iter([t, loss.double()])
+    monkeypatch.setattr(timesteps, "_gathered", lambda value: next(halves))
+    together.update(t[:3], loss[:3])
+    assert torch.equal(alone.losses, together.losses) and torch.equal(alone.counts, together.counts)
+
+
+def test_state_is_all_of_it():
+    a, b = warmed(), LossAware(5, history=2)
+    for name, value in a.state().items():
+        b.state()[name].copy_(value)
+    assert torch.equal(a.probabilities(), b.probabilities()) and a.probabilities()[4] != 0.2
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_samplers_by_name(kind):
+    t, weight = make_sampler(kind, 10, 4).draw(make_rng(0), torch.arange(4))
+    assert t.dtype is torch.int64 and (weight is None or weight.dtype is torch.float32)
+
+
+def test_bad_samplers():
+    with pytest.raises(ValueError, match="timesteps must be one of uniform, stratified, loss-aware, got 'all'"):
+        make_sampler("all", 10, 4)
+    with pytest.raises(ValueError, match=r"history must be positive and uniform in \[0, 1\], got 0 and 0.001"):
+        LossAware(10, history=0)

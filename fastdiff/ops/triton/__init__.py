@@ -5,5 +5,10 @@ from .group_norm_silu_backward import group_norm_silu_backward
 from .normal import normal
 from .q_sample import q_sample
 from .reverse_step import reverse_step
+from .diffusion_loss import diffusion_loss, diffusion_loss_backward
+from .vlb_terms import vlb_terms, vlb_terms_backward
 
-__all__ = ["group_norm_silu", "group_norm_silu_backward", "normal", "q_sample", "reverse_step"]
+__all__ = [
+    "diffusion_loss", "diffusion_loss_backward", "group_norm_silu", "group_norm_silu_backward", "normal", "q_sample",
+    "reverse_step", "vlb_terms", "vlb_terms_backward",
+]  # fmt: skip

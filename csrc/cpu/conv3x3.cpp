@@ -1,0 +1,313 @@
+// A 3x3 convolution of stride 1 and padding 1, channels last, by Winograd's minimal filtering.
+//
+// Tiles are taken in blocks. A block's inputs are transformed to V [P, tiles, C], one matrix for each of the P positions in
+// a tile; its products with the filters, M [P, tiles, columns], are made for some columns of outputs at a time, so that V
+// and M stay in the second-level cache; and these are transformed to outputs. Every output is one sum over c = 0..C-1 in
+// that order, whatever the blocks and threads.
+#include "../arithmetic.h"
+#include "group_norm.h"
+#include "winograd.h"
+
+namespace fastdiff {
+namespace FD_LEVEL {
+namespace {
+
+constexpr int kPanel = 32;                           // columns of the packed filters that lie together
+constexpr int kTileRows = kWidth == 16 ? 12 : 6;     // rows of the matrix product's core, two vectors wide
+constexpr int64_t kInputs = 128 << 10, kProducts = 64 << 10;   // floats of V and of M in a block
+
+FD_SIMD int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// m [kRows, 2 vectors] = v [kRows, C] u [C, 2 vectors], u's rows a panel apart.
+template <int kRows>
+void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride) {
+  vfloat total[kRows][2] = {};
+  for (int64_t c = 0; c < C; ++c) {
+    const vfloat left = load(u + c * kPanel), right = load(u + c * kPanel + kWidth);
+    FD_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const vfloat a = set1(v[r * v_stride + c]);
+      total[r][0] = madd(a, left, total[r][0]);
+      total[r][1] = madd(a, right, total[r][1]);
+    }
+  }
+  FD_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    store(m + r * m_stride, total[r][0]);
+    store(m + r * m_stride + kWidth, total[r][1]);
+  }
+}
+
+// The core of `rows` rows, 1 to kRows of them.
+template <int kRows>
+void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, C, m, m_stride);
+  product_core<kRows>(v, v_stride, u, C, m, m_stride);
+}
+
+// The prologue of one vector of channels: silu((x - center) * slope + shift).
+template <class T> struct Prologue {
+  vfloat center, slope, shift;
+  bool silu;
+  FD_INLINE vfloat operator()(vfloat x) const {
+    const vfloat h = madd(x - center, slope, shift);
+    return silu ? h * sigmoid<kDegree<T>>(h) : h;
+  }
+};
+
+template <class T, int M> struct Convolution {
+  static constexpr int kTile = M + 2, kPositions = kTile * kTile;
+
+  const Conv3x3Params& p;
+  const float* terms;       // [B, 3, padded C]: center, slope, shift; NULL: no prologue
+  int64_t rows, columns, tiles, padded_C, padded_O, block, chunk;
+
+  Convolution(const Conv3x3Params& params, const float* prologue) : p(params), terms(prologue) {
+    rows = (p.H + M - 1) / M, columns = (p.W + M - 1) / M, tiles = p.B * rows * columns;
+    padded_C = rounded_up(p.C, kWidth), padded_O = rounded_up(p.O, kPanel);
+    block = kInputs / (kPositions * padded_C) / kTileRows * kTileRows;
+    block = block < kTileRows ? kTileRows : block > 96 ? 96 : block;
+    chunk = kProducts / (kPositions * (tiles < block ? tiles : block)) / kPanel * kPanel;
+    chunk = chunk < kPanel ? kPanel : chunk > padded_O ? padded_O : chunk;
+  }
+
+  // Floats between two positions of V and of M; the vector more keeps them out of each other's cache sets.
+  int64_t input_stride(int64_t n) const { return n * padded_C + kWidth; }
+  int64_t product_stride(int64_t n) const { return n * chunk + kWidth; }
+
+  struct Place { int64_t b, y, x; };   // of a tile's first output
+  Place place(int64_t tile) const {
+    return {tile / (rows * columns), tile / columns % rows * M, tile % columns * M};
+  }
+
+  // One tile's vector of channels from c on: loaded, normalised, transformed along both axes, stored `stride` apart.
+  template <bool kWhole, bool kNormalised>
+  FD_INLINE void input_vector(Place at, int64_t c, float* v, int64_t stride) const {
+    const int n = p.C - c < kWidth ? int(p.C - c) : kWidth;
+    const T* x = static_cast<const T*>(p.x) + ((at.b * p.H + at.y - 1) * p.W + at.x - 1) * p.C + c;
+    Prologue<T> prologue = {};
+    if (kNormalised) {
+      const float* t = terms + at.b * 3 * padded_C + c;
+      prologue = {load(t), load(t + padded_C), load(t + 2 * padded_C), p.silu};
+    }
+    vfloat d[kTile][kTile], t[kTile][kTile];
+    for (int i = 0; i < kTile; ++i) {
+      for (int j = 0; j < kTile; ++j) {
+        d[i][j] = vfloat{};
+        const bool inside = at.y + i >= 1 && at.y + i <= p.H && at.x + j >= 1 && at.x + j <= p.W;
+        if (!kWhole && !inside) continue;
+        const T* from = x + (i * p.W + j) * p.C;
+        d[i][j] = n == kWidth ? load(from) : load_first(from, n);
+        if (kNormalised) d[i][j] = prologue(d[i][j]);
+      }
+      Winograd<M>::input(d[i], t[i]);
+    }
+    for (int j = 0; j < kTile; ++j) {
+      vfloat column[kTile], out[kTile];
+      for (int i = 0; i < kTile; ++i) column[i] = t[i][j];
+      Winograd<M>::input(column, out);
+      for (int i = 0; i < kTile; ++i) store(v + (i * kTile + j) * stride, out[i]);
+    }
+  }
+
+  template <bool kWhole, bool kNormalised> void input_tile(Place at, float* v, int64_t stride) const {
+    for (int64_t c = 0; c < p.C; c += kWidth) input_vector<kWhole, kNormalised>(at, c, v + c, stride);
+  }
+
+  void transform_input(int64_t tile, float* v, int64_t stride) const {
+    const Place at = place(tile);
+    const bool whole = at.y >= 1 && at.x >= 1 && at.y + M + 1 <= p.H && at.x + M + 1 <= p.W;
+    if (terms) whole ? input_tile<true, true>(at, v, stride) : input_tile<false, true>(at, v, stride);
+    else whole ? input_tile<true, false>(at, v, stride) : input_tile<false, false>(at, v, stride);
+  }
+
+  // M of `n` tiles and the columns [o, o + width).
+  void multiply(const float* v, int64_t n, int64_t o, int64_t width, float* m) const {
+    for (int position = 0; position < kPositions; ++position) {
+      const float* inputs = v + position * input_stride(n);
+      const float* filters = p.filters + (position * padded_O + o) * p.C;
+      float* products = m + position * product_stride(n);
+      for (int64_t j = 0; j < width; j += 2 * kWidth) {
+        const float* u = filters + j / kPanel * kPanel * p.C + j % kPanel;
+        for (int64_t r = 0; r < n; r += kTileRows)
+          product_rows<kTileRows>(n - r, inputs + r * padded_C, padded_C, u, p.C, products + r * chunk + j, chunk);
+      }
+    }
+  }
+
+  // One tile's vector of outputs from o on, whose products lie at m, `stride` apart.
+  FD_INLINE void output_vector(Place at, int64_t o, const float* m, int64_t stride) const {
+    const int n = p.O - o < kWidth ? int(p.O - o) : kWidth;
+    vfloat t[M][kTile], y[M][M];
+    for (int j = 0; j < kTile; ++j) {
+      vfloat column[kTile], out[M];
+      for (int i = 0; i < kTile; ++i) column[i] = load(m + (i * kTile + j) * stride);
+      Winograd<M>::output(column, out);
+      for (int i = 0; i < M; ++i) t[i][j] = out[i];
+    }
+    vfloat constant = p.bias ? load_some(p.bias + o, n) : vfloat{};
+    if (p.add) constant += load_some(p.add + at.b * p.add_stride + o, n);
+    for (int i = 0; i < M; ++i) {
+      Winograd<M>::output(t[i], y[i]);
+      if (at.y + i >= p.H) return;
+      for (int j = 0; j < M; ++j) {
+        if (at.x + j >= p.W) break;
+        const int64_t offset = ((at.b * p.H + at.y + i) * p.W + at.x + j) * p.O + o;
+        vfloat v = y[i][j] + constant;
+        if (p.residual) v += load_some(static_cast<const T*>(p.residual) + offset, n);
+        T* to = static_cast<T*>(p.y) + offset;
+        n == kWidth ? store(to, v) : store_first(to, v, n);
+      }
+    }
+  }
+
+  template <class U> static FD_INLINE vfloat load_some(const U* from, int n) {
+    return n == kWidth ? load(from) : load_first(from, n);
+  }
+
+  void transform_output(int64_t first, int64_t n, int64_t o, int64_t width, const float* m) const {
+    for (int64_t k = 0; k < n; ++k) {
+      const Place at = place(first + k);
+      for (int64_t j = 0; j < width && o + j < p.O; j += kWidth) output_vector(at, o + j, m + k * chunk + j, product_stride(n));
+    }
+  }
+
+  // The outputs [o, o + width) of n tiles.
+  void outputs(int64_t first, int64_t n, int64_t o, const float* v, float* m) const {
+    const int64_t width = padded_O - o < chunk ? padded_O - o : chunk;
+    multiply(v, n, o, width, m);
+    transform_output(first, n, o, width, m);
+  }
+
+  void block_of(int64_t first) const {
+    const int64_t n = tiles - first < block ? tiles - first : block;
+    Scratch<float> v(kPositions * input_stride(n)), m(kPositions * product_stride(n));
+    for (int64_t k = 0; k < n; ++k) transform_input(first + k, v.data + k * padded_C, input_stride(n));
+    for (int64_t o = 0; o < padded_O; o += chunk) outputs(first, n, o, v.data, m.data);
+  }
+
+  // Where there are fewer blocks than threads: all tiles in one, tiles shared out first and then columns.
+  void together(int threads) {
+    chunk = rounded_up((padded_O + threads - 1) / threads, kPanel);
+    chunk = chunk < padded_O ? chunk : padded_O;
+    Scratch<float> v(kPositions * input_stride(tiles));
+    parallel_for(tiles, threads, [&](int64_t k) { transform_input(k, v.data + k * padded_C, input_stride(tiles)); });
+    parallel_for((padded_O + chunk - 1) / chunk, threads, [&](int64_t i) {
+      Scratch<float> m(kPositions * product_stride(tiles));
+      outputs(0, tiles, i * chunk, v.data, m.data);
+    });
+  }
+
+  void run() {
+    const int threads = useful_threads(tiles * kPositions * p.O, p.num_threads);
+    const int64_t blocks = (tiles + block - 1) / block;
+    if (blocks < threads) return together(threads);
+    parallel_for(blocks, threads, [&](int64_t i) { block_of(i * block); });
+  }
+};
+
+// ---- The prologue's statistics ----
+
+// Sums over a sample's rows of x - pivot and of its square, [C] each, in pieces so that float keeps its digits.
+template <class T> void column_sums(const T* x, int64_t S, int64_t C, const float* pivot, float* sums, float* squares) {
+  constexpr int64_t kPiece = 64;
+  for (int64_t c = 0; c < C; c += kWidth) {
+    const int n = C - c < kWidth ? int(C - c) : kWidth;
+    const vfloat center = load(pivot + c);
+    vfloat sum = {}, square = {};
+    for (int64_t begin = 0; begin < S; begin += kPiece) {
+      vfloat s = {}, q = {};
+      for (int64_t i = begin; i < S && i < begin + kPiece; ++i) {
+        const vfloat d = (n == kWidth ? load(x + i * C + c) : load_first(x + i * C + c, n)) - center;
+        s += d, q = madd(d, d, q);
+      }
+      sum += s, square += q;
+    }
+    store(sums + c, sum), store(squares + c, square);
+  }
+}
+
+// center, slope and shift of sample b, [padded C] each: GroupNorm, then * (1 + scale) + shift.
+template <class T> void prologue_terms(const Conv3x3Params& p, int64_t b, int64_t padded_C, float* terms) {
+  const int64_t S = p.H * p.W, D = p.C / p.groups;
+  const T* x = static_cast<const T*>(p.x) + b * S * p.C;
+  float *center = terms, *slope = terms + padded_C, *shift = terms + 2 * padded_C;
+  Scratch<float> sums(padded_C), squares(padded_C);
+  for (int64_t c = 0; c < padded_C; ++c) center[c] = slope[c] = shift[c] = 0;
+  // A first mean, exact enough to be subtracted; then the rest of it and the variance about it.
+  column_sums(x, S, p.C, center, sums.data, squares.data);
+  for (int64_t c = 0; c < p.C; c += D) {
+    const float mean = float(double(sum_of(sums.data + c, D)) / double(S * D));
+    for (int64_t i = c; i < c + D; ++i) center[i] = mean;
+  }
+  column_sums(x, S, p.C, center, sums.data, squares.data);
+  for (int64_t c = 0; c < p.C; c += D) {
+    const double rest = double(sum_of(sums.data + c, D)) / double(S * D);
+    const double variance = double(sum_of(squares.data + c, D)) / double(S * D) - rest * rest;
+    const double rstd = 1 / __builtin_sqrt((variance > 0 ? variance : 0) + p.eps);
+    for (int64_t i = c; i < c + D; ++i) {
+      const double film = p.scale ? 1 + double(p.scale[b * p.scale_stride + i]) : 1;
+      const double gain = (p.norm_weight ? p.norm_weight[i] : 1) * film;
+      slope[i] = float(rstd * gain);
+      shift[i] = float((p.norm_bias ? p.norm_bias[i] : 0) * film + (p.shift ? p.shift[b * p.shift_stride + i] : 0) -
+                       rest * rstd * gain);
+    }
+  }
+}
+
+template <class T, int M> Status convolve(const Conv3x3Params& p) {
+  const int64_t padded_C = rounded_up(p.C, kWidth);
+  Scratch<float> terms(p.groups ? p.B * 3 * padded_C : 0);
+  if (p.groups)
+    parallel_for(p.B, useful_threads(p.B * p.H * p.W * p.C, p.num_threads),
+                 [&](int64_t b) { prologue_terms<T>(p, b, padded_C, terms.data + b * 3 * padded_C); });
+  Convolution<T, M>(p, p.groups ? terms.data : nullptr).run();
+  return {};
+}
+
+template <class T> Status convolve(const Conv3x3Params& p) {
+  return p.tile == 4 ? convolve<T, 4>(p) : convolve<T, 2>(p);
+}
+
+// packed [P, padded O / panel, C, panel] of weight [O, C, 3, 3]; columns beyond O are 0.
+template <int M> void pack(const Conv3x3PackParams& p) {
+  constexpr int kTile = M + 2;
+  const int64_t panels = rounded_up(p.O, kPanel) / kPanel;
+  parallel_for(panels * p.C, useful_threads(p.O * p.C * kTile * kTile, p.num_threads), [&](int64_t i) {
+    for (int k = 0; k < kPanel; ++k) {
+      const int64_t panel = i / p.C, c = i % p.C, o = panel * kPanel + k;
+      double rows[3][kTile] = {}, column[3], out[kTile];
+      for (int y = 0; y < 3 && o < p.O; ++y) {
+        for (int x = 0; x < 3; ++x) column[x] = p.weight[(o * p.C + c) * 9 + y * 3 + x];
+        Winograd<M>::filter(column, rows[y]);
+      }
+      for (int x = 0; x < kTile; ++x) {
+        for (int y = 0; y < 3; ++y) column[y] = rows[y][x];
+        Winograd<M>::filter(column, out);
+        for (int y = 0; y < kTile; ++y)
+          p.packed[(((y * kTile + x) * panels + panel) * p.C + c) * kPanel + k] = float(out[y]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+Status conv3x3(const Conv3x3Params& p) {
+  if (p.B == 0 || p.H == 0 || p.W == 0 || p.O == 0) return {};
+  switch (p.dtype) {
+    case kF32: return convolve<float>(p);
+    case kF16: return convolve<half_t>(p);
+    case kBF16: return convolve<bfloat16_t>(p);
+  }
+  return {kUnsupported, 0, p.dtype};
+}
+
+Status conv3x3_pack(const Conv3x3PackParams& p) {
+  p.tile == 4 ? pack<4>(p) : pack<2>(p);
+  return {};
+}
+
+}  // namespace FD_LEVEL
+}  // namespace fastdiff

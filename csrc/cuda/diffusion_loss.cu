@@ -1,0 +1,87 @@
+// mean (m - (a x0 + b noise))^2 of each sample, and its gradient in m.
+#include "../likelihood.h"
+#include "loss.cuh"
+
+namespace fastdiff {
+namespace cuda {
+namespace {
+
+typedef Loss<DiffusionLossParams> DiffusionLoss;
+
+// d = m - (a x0 + b noise); a coefficient of 0 reads nothing.
+template <int kAccess, class T>
+FD_DEVICE void differences(const DiffusionLoss& a, const Quad& q, float (&d)[kQuad]) {
+  const int64_t t = load(a.p.t + q.b);
+  const float of_x0 = coefficient(a.p.target_x0, t, a.p.T), of_noise = coefficient(a.p.target_eps, t, a.p.T);
+  float m[kQuad], x0[kQuad] = {}, noise[kQuad] = {};
+  load_model<kAccess, T>(a, q, false, false, m);
+  if (of_x0 != 0) load_start<kAccess>(a, q, x0);
+  if (of_noise != 0) {
+    if (a.p.noise) load_quad<kAccess>(a.p.noise_dtype, a.p.noise, a.other, q, noise);
+    else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, a.p.stream, q, noise);
+  }
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j) d[j] = residual(m[j], x0[j], noise[j], of_x0, of_noise);
+}
+
+template <class T, int kAccess>
+__global__ void __launch_bounds__(kBlock) diffusion_loss_kernel(const DiffusionLoss a) {
+  float sum = 0;
+  each_quad<kAccess>(a, [&](const Quad& q) {
+    float d[kQuad];
+    differences<kAccess, T>(a, q, d);
+    FD_UNROLL
+    for (int j = 0; j < kQuad; ++j)
+      if (exists<kAccess>(q, j)) sum = madd(d[j], d[j], sum);
+  });
+  put_sum(a, sum, a.p.loss, a.p.workspace);
+}
+
+template <class T, int kAccess>
+__global__ void __launch_bounds__(kBlock) diffusion_loss_backward_kernel(const DiffusionLoss a) {
+  const Quad q = gradient_quad<kAccess>(a);
+  if (q.b >= a.walk.B || q.count == 0) return;
+  const float upstream = load(static_cast<const float*>(a.p.grad_loss) + q.b);
+  const float factor = upstream * mean_factor(a.mean, q.b) / a.mean.count;
+  float d[kQuad], none[kQuad] = {};
+  differences<kAccess, T>(a, q, d);
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j) d[j] *= factor;
+  store_gradient<kAccess, T>(a, q, d, none);
+}
+
+Operand noise_of(const DiffusionLossParams& p) { return {p.noise, p.noise_dtype, p.noise_layout}; }
+
+bool is_supported(const DiffusionLossParams& p) { return p.x_start_dtype != kF64 && !(p.noise && p.noise_dtype == kF64); }
+
+}  // namespace
+
+Status diffusion_loss(const DiffusionLossParams& p, Place place) {
+  if (!is_supported(p)) return {kUnsupported, 0, kF64};
+  DiffusionLoss a = make_loss(p, noise_of(p), 1.0f);
+  return launch_sums(a, access_of(a, noise_of(p), nullptr), p.loss, place, [](auto type, Access access) {
+    typedef typename decltype(type)::Is T;
+    return kernel_of(access, diffusion_loss_kernel<T, kElements>, diffusion_loss_kernel<T, kVectors>,
+                     diffusion_loss_kernel<T, kTiles>);
+  });
+}
+
+Status diffusion_loss_backward(const DiffusionLossParams& p, Place place) {
+  if (!is_supported(p)) return {kUnsupported, 0, kF64};
+  DiffusionLoss a = make_loss(p, noise_of(p), 2.0f);
+  const Access access = access_of(a, noise_of(p), p.grad);
+  return launch_gradient(a, access, place, [](auto type, Access access) {
+    typedef typename decltype(type)::Is T;
+    return kernel_of(access, diffusion_loss_backward_kernel<T, kElements>, diffusion_loss_backward_kernel<T, kVectors>,
+                     diffusion_loss_backward_kernel<T, kTiles>);
+  });
+}
+
+int64_t loss_workspace(int64_t B, int64_t C, int64_t S) {
+  const Walk walk = make_walk(B, C, S, kChannelsFirst);
+  const uint32_t flat = chunks_of(walk, kVectors), tiled = chunks_of(walk, kTiles), most = flat > tiled ? flat : tiled;
+  return most > 1 ? B * int64_t(most) : 0;
+}
+
+}  // namespace cuda
+}  // namespace fastdiff

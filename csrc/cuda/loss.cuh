@@ -1,0 +1,166 @@
+// Losses: sums of a sample's terms by chunks, one for each block, and gradients in the network's output.
+//
+// A chunk is kRounds quads for each of a block's threads, or kRounds tiles: a partition that neither the batch nor
+// alignment changes. Where a sample has several, a second launch adds them up.
+#pragma once
+#include "start.cuh"
+
+namespace fastdiff {
+namespace cuda {
+
+constexpr int kRounds = 4;
+
+// What makes a sample's mean of the sum of its terms: unit * weight[t] * sample_weight[b] / count.
+struct Mean {
+  const int64_t* t;
+  const float *weight, *sample_weight;   // NULL: 1
+  int64_t T;
+  float count, unit;
+};
+
+// What all kernels of a loss have. Strides: of the network's output; of an image in its layout; of x_start.
+template <class Params>
+struct Loss {
+  Params p;
+  Walk walk;
+  Strides model, home, x_start, other;
+  Mean mean;
+  uint32_t chunks;                       // of a sample
+  int32_t aligned;
+};
+
+FD_DEVICE float mean_factor(const Mean& mean, int64_t b) {
+  const int64_t t = load(mean.t + b);
+  if (t < 0 || t >= mean.T) return nanf("");
+  const float weight = mean.weight ? load(mean.weight + t) : 1.0f;
+  return mean.unit * weight * (mean.sample_weight ? load(mean.sample_weight + b) : 1.0f);
+}
+
+// body(q) for each of the thread's quads in the block's chunk; the whole block takes part in each tile.
+template <int kAccess, class Params, class Body>
+FD_DEVICE void each_quad(const Loss<Params>& a, const Body& body) {
+  const uint32_t b = blockIdx.x / a.chunks, chunk = blockIdx.x - b * a.chunks;
+  for (int round = 0; round < kRounds; ++round) {
+    const int64_t index = int64_t(chunk) * kRounds + round;
+    if (kAccess == kTiles) {
+      if (index >= a.walk.tiles) break;
+      Quad q = place_tile(a.walk, a.home, b, uint32_t(index));
+      q.tile.aligned = a.aligned;
+      body(q);
+    } else {
+      const Quad q = place_quad<kAccess>(a.walk, b, index * kBlock + threadIdx.x);
+      if (q.count) body(q);
+    }
+  }
+}
+
+template <int kAccess>
+FD_DEVICE bool exists(const Quad& q, int j) {
+  return kAccess == kTiles ? q.tile.has(q.tile.runs) : j < q.count;
+}
+
+// The block's chunk is done: the sample's result, or a number for sum_kernel.
+template <class Params>
+FD_DEVICE void put_sum(const Loss<Params>& a, float sum, void* out, void* workspace) {
+  FD_SHARED(float, scratch, kWarp);
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x != 0) return;
+  const uint32_t b = blockIdx.x / a.chunks;
+  if (a.chunks > 1) store(static_cast<float*>(workspace) + blockIdx.x, sum);
+  else store(static_cast<float*>(out) + b, sum / a.mean.count * mean_factor(a.mean, b));
+}
+
+// One block a sample.
+static __global__ void __launch_bounds__(kBlock) sum_kernel(const float* workspace, uint32_t chunks, Mean mean, float* out) {
+  FD_SHARED(float, scratch, kWarp);
+  float sum = 0;
+  for (uint32_t i = threadIdx.x; i < chunks; i += kBlock) sum += load(workspace + int64_t(blockIdx.x) * chunks + i);
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) store(out + blockIdx.x, sum / mean.count * mean_factor(mean, blockIdx.x));
+}
+
+// Whether the output's two halves lie side by side, and are reached as a pair.
+template <int kAccess, class Params>
+FD_DEVICE bool has_pairs(const Loss<Params>& a) {
+  return kAccess == kTiles && a.p.learned && has_runs(a.model);
+}
+
+// The network's output in its channels from 0 or C on. loaded: the pair has been loaded for this quad.
+template <int kAccess, class T, class Params>
+FD_DEVICE void load_model(const Loss<Params>& a, const Quad& q, bool second, bool loaded, float (&v)[kQuad]) {
+  const T* const p = static_cast<const T*>(a.p.model_output);
+  if (has_pairs<kAccess>(a)) {
+    if (!loaded) load_pair(q.tile, p + q.b * a.model.sample);
+    return take_half(q.tile, second ? int(a.walk.C) : 0, v);
+  }
+  load_quad<kAccess, T>(p + (second ? a.walk.C * a.model.channel : 0), a.model, q, v);
+}
+
+// The gradient of both halves, of the first alone where there is no other.
+template <int kAccess, class T, class Params>
+FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[kQuad], const float (&by_v)[kQuad]) {
+  T* const p = static_cast<T*>(a.p.grad);
+  if (has_pairs<kAccess>(a)) return store_pair(q.tile, p + q.b * a.model.sample, by_m, by_v);
+  store_quad<kAccess, T>(p, a.model, q, by_m);
+  if (a.p.learned) store_quad<kAccess, T>(p + a.walk.C * a.model.channel, a.model, q, by_v);
+}
+
+// The gradient's kernels have a thread for each quad.
+template <int kAccess, class Params>
+FD_DEVICE Quad gradient_quad(const Loss<Params>& a) {
+  Quad q = find_quad<kAccess>(a.walk, a.home);
+  q.tile.aligned = a.aligned;
+  return q;
+}
+
+static inline uint32_t chunks_of(int64_t rounds) { return rounds > kRounds ? uint32_t((rounds + kRounds - 1) / kRounds) : 1; }
+
+static inline uint32_t chunks_of(const Walk& walk, Access access) {
+  return chunks_of(access == kTiles ? walk.tiles : (walk.quads + kBlock - 1) / kBlock);
+}
+
+// other: the third image, noise or x_t. unit: of the result, for a term that is 1.
+template <class Params>
+static Loss<Params> make_loss(const Params& p, Operand other, float unit) {
+  const int64_t S = p.H * p.W, channels = p.learned ? 2 * p.C : p.C;
+  return {p, make_walk(p.B, p.C, S, p.model_layout), make_strides(p.model_layout, channels, S),
+          make_strides(p.model_layout, p.C, S), make_strides(p.x_start_layout, p.C, S), make_strides(other.layout, p.C, S),
+          {p.t, static_cast<const float*>(p.weight), static_cast<const float*>(p.sample_weight), p.T, float(p.C * S), unit},
+          1, 1};
+}
+
+template <class Params>
+static Access access_of(Loss<Params>& a, Operand other, const void* grad) {
+  const std::initializer_list<Operand> operands = {{a.p.model_output, a.p.model_dtype, a.p.model_layout},
+                                                   {a.p.x_start, a.p.x_start_dtype, a.p.x_start_layout},
+                                                   other,
+                                                   {grad, a.p.model_dtype, a.p.model_layout}};
+  a.aligned = are_aligned(operands);
+  const Access access = access_of_aligned(a.walk, operands);
+  return access == kTiles || a.aligned ? access : kElements;
+}
+
+// kernel(Type<T>, access) is a loss' forward kernel.
+template <class Params, class Kernel>
+static Status launch_sums(Loss<Params>& a, Access access, void* out, Place place, Kernel kernel) {
+  a.chunks = chunks_of(a.walk, access);
+  const dim3 grid(static_cast<unsigned>(a.p.B * a.chunks));
+  const Status status = dispatch(a.p.model_dtype, [&](auto type) {
+    if (a.p.B == 0) return Status{};
+    return launch(kernel(type, access), grid, block_of(a.walk, access), 0, place, a);
+  });
+  if (status.code != kOk || a.p.B == 0 || a.chunks == 1) return status;
+  return launch(sum_kernel, dim3(static_cast<unsigned>(a.p.B)), dim3(kBlock), 0, place,
+                static_cast<const float*>(a.p.workspace), a.chunks, a.mean, static_cast<float*>(out));
+}
+
+template <class Params, class Kernel>
+static Status launch_gradient(const Loss<Params>& a, Access access, Place place, Kernel kernel) {
+  return dispatch(a.p.model_dtype, [&](auto type) {
+    if (a.p.B * a.walk.quads == 0) return Status{};
+    return launch(kernel(type, access), grid_of(a.walk, access), block_of(a.walk, access), 0, place, a);
+  });
+}
+
+}  // namespace cuda
+}  // namespace fastdiff

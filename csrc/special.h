@@ -1,0 +1,117 @@
+// Logarithms, exponentials and the normal distribution's tail as the likelihood needs them, over float, double and, on the
+// host, vfloat. Float polynomials are our own, with their error stated; double is the mathematics library's.
+#pragma once
+#include "philox.h"
+
+namespace fastdiff {
+namespace FD_SPACE {
+
+template <class Value>
+struct Scalar {
+  typedef float Is;
+};
+template <>
+struct Scalar<double> {
+  typedef double Is;
+};
+
+// first + x (second + x (...)).
+template <class Value, class Real>
+FD_FN Value polynomial(Value x, Real first, Real last) {
+  return madd(x, last, first);
+}
+
+template <class Value, class Real, class... Rest>
+FD_FN Value polynomial(Value x, Real first, Real second, Rest... rest) {
+  return madd(polynomial(x, second, rest...), x, first);
+}
+
+// ln v within 2 ulp, v a positive normal number; NaN and infinity give NaN.
+template <class Value>
+FD_FN Value log_of(Value v) {
+  const auto shifted = as_uint(v) - 0x3f3504f3u;
+  const Value exponent = int_to_float(as_int(shifted) >> 23);
+  const Value f = as_float((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+  Value p = madd(f, kLog8, kLog7);
+  p = madd(f, p, kLog6);
+  p = madd(f, p, kLog5);
+  p = madd(f, p, kLog4);
+  p = madd(f, p, kLog3);
+  p = madd(f, p, kLog2);
+  p = madd(f, p, kLog1);
+  p = madd(f, p, kLog0);
+  const Value square = f * f;
+  const Value low = madd(square * f, p, exponent * -2.12194440e-4f);        // ln 2 = 0.693359375 - 2.12e-4
+  return madd(exponent, 0.693359375f, f + madd(square, -0.5f, low)) + (v - v);
+}
+
+FD_FN double log_of(double v) { return log(v); }
+
+// ln(1 + v) for v in (-1, 1].
+template <class Value>
+FD_FN Value log_one_plus(Value v) {
+  const Value sum = v + 1.0f;
+  return log_of(sum) + (v - (sum - 1.0f)) / sum;                            // what the sum lost
+}
+
+// e^v - 1, and e^v - 1 - v in `beyond`, each within a few ulp. Below 1/2 from the latter's series.
+template <class Value>
+FD_FN Value exp_minus_one(Value v, Value& beyond) {
+  typedef typename Scalar<Value>::Is Real;
+  const Value tail = polynomial(v, Real(1) / 2, Real(1) / 6, Real(1) / 24, Real(1) / 120, Real(1) / 720, Real(1) / 5040,
+                                Real(1) / 40320, Real(1) / 362880);
+  const Value series = tail * v * v, far = exp(v) - Real(1);
+  const auto near = magnitude(v) < Real(0.5);
+  beyond = where(near, series, far - v);
+  return where(near, series + v, far);
+}
+
+// In double the series goes on to 1 / 17!.
+FD_FN double exp_minus_one(double v, double& beyond) {
+  double tail = 0, factor = 1.0 / 355687428096000.0;
+  for (int n = 17; n >= 2; --n) tail = madd(tail, v, factor), factor *= n;
+  const double series = tail * v * v, far = exp(v) - 1;
+  const bool near = magnitude(v) < 0.5;
+  beyond = near ? series : far - v;
+  return near ? series + v : far;
+}
+
+template <class Value>
+FD_FN Value exp_minus_one(Value v) {
+  Value beyond;
+  return exp_minus_one(v, beyond);
+}
+
+// 1 - e^-v for v >= 0 within a few ulp.
+template <class Value>
+FD_FN Value exp_complement(Value v) {
+  return -exp_minus_one(-v);
+}
+
+// (1 - Phi(y)) / phi(y) of the normal distribution, y >= 0, within 3 ulp: t P(t), t = 1 / (1 + 0.4 y).
+template <class Value>
+FD_FN Value mills_ratio(Value y) {
+  const Value t = 1.0f / madd(y, 0.4f, 1.0f);
+  Value p = madd(t, 0.0412914865f, -0.137923971f);
+  p = madd(t, p, 0.055433467f);
+  p = madd(t, p, 0.317653626f);
+  p = madd(t, p, -0.427980989f);
+  p = madd(t, p, 0.0398502797f);
+  p = madd(t, p, 0.0174982287f);
+  p = madd(t, p, 0.211720869f);
+  p = madd(t, p, 0.33576557f);
+  p = madd(t, p, 0.400005639f);
+  p = madd(t, p, 0.399999976f);
+  return p * t;
+}
+
+// Laplace's continued fraction where erfc would soon underflow.
+FD_FN double mills_ratio(double y) {
+  if (!(y > 5)) return 1.2533141373155002512 * erfc(y * 0.70710678118654752440) * exp(y * y / 2);
+  double tail = y;
+  for (int n = 60; n > 0; --n) tail = y + n / tail;
+  return 1 / tail;
+}
+
+}  // namespace FD_SPACE
+}  // namespace fastdiff

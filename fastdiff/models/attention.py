@@ -1,0 +1,74 @@
+"""Attention over the pixels of a map."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import zeroed
+
+
+class Attention(nn.Module):
+    """x + out(softmax(q k^T / sqrt(head width)) v) over the H * W positions, q, k, v = qkv(norm(x)); x [B, C, H, W].
+
+    `inner` is the width of all heads together. With memory, `memory` [2, heads, tokens, head width] holds learned keys
+    and values that precede those of the map. qkv's channels are (q, k, v) x heads x width in the order "qkv", heads x
+    (q, k, v) x width in the order "heads".
+    """
+
+    def __init__(self, channels, heads, *, norm, inner=None, order="qkv", bias=True, memory=0):
+        super().__init__()
+        inner = channels if inner is None else inner
+        self.heads, self.order, self.inner = heads, order, inner
+        self.norm = norm(channels, silu=False)
+        if memory:
+            self.memory = nn.Parameter(torch.empty(2, heads, memory, inner // heads).normal_())
+        self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
+        self.out = zeroed(nn.Linear(inner, channels))
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view of a channels_last tensor
+        q, k, v = split_heads(self.qkv(h), self.heads, self.order)  # [B, heads, H * W, head width] each
+        if hasattr(self, "memory"):
+            k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(self.memory, (k, v), strict=True))
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.out(h.transpose(1, 2).reshape(B, H * W, self.inner))
+        return x + h.reshape(B, H, W, C).permute(0, 3, 1, 2)
+
+
+class LinearAttention(nn.Module):
+    """x + norm_out(out(q (k^T v))), q = softmax(q over its width) / sqrt(width), k = softmax(k over positions).
+
+    Cost linear in H * W. Shapes as in `Attention`, but memory is [2, heads, head width, tokens].
+    Source: Shen et al., "Efficient attention", 2021.
+    """
+
+    def __init__(self, channels, heads, *, norm, inner=None, order="qkv", bias=True, memory=0):
+        super().__init__()
+        inner = channels if inner is None else inner
+        self.heads, self.order, self.inner = heads, order, inner
+        self.norm = norm(channels, silu=False)
+        if memory:
+            self.memory = nn.Parameter(torch.empty(2, heads, inner // heads, memory).normal_())
+        self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
+        self.out = nn.Linear(inner, channels)
+        self.norm_out = norm(channels, silu=False)
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
+        q, k, v = split_heads(self.qkv(h), self.heads, self.order)
+        if hasattr(self, "memory"):
+            tokens = self.memory.transpose(2, 3)
+            k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(tokens, (k, v), strict=True))
+        q = q.softmax(dim=3) * (self.inner // self.heads) ** -0.5
+        h = q @ (k.softmax(dim=2).transpose(2, 3) @ v)  # [B, heads, H * W, width] by [B, heads, width, width]
+        h = self.out(h.transpose(1, 2).reshape(B, H * W, self.inner))
+        return x + self.norm_out(h.reshape(B, H, W, C).permute(0, 3, 1, 2))
+
+
+def split_heads(qkv, heads, order):
+    """qkv [B, N, 3 * inner] as q, k, v, [B, heads, N, head width] each, without a copy."""
+    if order == "qkv":
+        return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return qkv.unflatten(2, (heads, 3, -1)).permute(3, 0, 2, 1, 4)

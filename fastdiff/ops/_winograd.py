@@ -1,0 +1,80 @@
+"""Which algorithm of convolution a shape gets on the CPU, and the transformed filters, made once for each weight."""
+
+import contextlib
+from contextvars import ContextVar
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+DIRECT, SMALL, LARGE = 0, 2, 4  # torch's convolution, F(2x2, 3x3), F(4x4, 3x3): outputs along a side of a tile
+COLUMNS = 32  # of filters that lie together
+
+_allowed = ContextVar("fastdiff_winograd", default=True)
+
+
+@contextlib.contextmanager
+def winograd(allowed):
+    """`conv3x3` in this context (thread or task) uses Winograd's algorithm, or torch's convolution alone."""
+    token = _allowed.set(bool(allowed))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def choose(B, C, O, H, W):  # noqa: E741
+    """DIRECT, SMALL or LARGE: the quickest for this shape, as measured (`MEASURED`, which a test compares).
+
+    Fewer than 16 input channels leave a vector half empty. Fewer than 4 large tiles leave the filters' transform, 36
+    numbers for 9, to be read for too few products.
+    """
+    if not _allowed.get() or C < 16:
+        return DIRECT
+    return LARGE if B * -(-H // 4) * -(-W // 4) >= 4 else SMALL
+
+
+# (B, C, O, H, W): the quickest on one thread of an AMD EPYC with AVX-512, by `pytest benchmarks -k conv3x3`.
+MEASURED = {
+    (8, 128, 128, 32, 32): LARGE,
+    (8, 256, 128, 32, 32): LARGE,
+    (8, 384, 128, 32, 32): LARGE,
+    (8, 128, 256, 16, 16): LARGE,
+    (8, 512, 256, 16, 16): LARGE,
+    (8, 256, 256, 8, 8): LARGE,
+    (8, 256, 256, 4, 4): LARGE,
+    (8, 128, 3, 32, 32): LARGE,
+    (8, 3, 128, 32, 32): DIRECT,
+    (1, 128, 128, 32, 32): LARGE,
+    (1, 256, 256, 16, 16): LARGE,
+    (1, 512, 256, 8, 8): LARGE,
+    (1, 256, 256, 4, 4): SMALL,
+    (1, 512, 256, 4, 4): SMALL,
+    (1, 3, 128, 32, 32): DIRECT,
+}
+
+_filters = WeakIdKeyDictionary()  # weight -> ((version, address), {tile: filters})
+
+
+def filters(weight, tile, pack):
+    """The transform of weight [O, C, 3, 3] for tiles of this size: [(tile + 2)^2, ceil(O / 32), C, 32] float32.
+
+    pack(weight, packed, tile) fills it. Kept while the weight's version and memory stay; a weight made in inference
+    mode has no version and is transformed each time.
+    """
+    if weight.is_inference():
+        return _packed(weight, tile, pack)
+    state = weight._version, weight.data_ptr()
+    kept = _filters.get(weight)
+    if kept is None or kept[0] != state:
+        kept = _filters[weight] = state, {}
+    if tile not in kept[1]:
+        kept[1][tile] = _packed(weight, tile, pack)
+    return kept[1][tile]
+
+
+def _packed(weight, tile, pack):
+    O, C = weight.shape[:2]  # noqa: E741
+    with torch.inference_mode(False), torch.no_grad():
+        packed = torch.empty((tile + 2) ** 2, -(-O // COLUMNS), C, COLUMNS)
+        pack(weight.detach().float().contiguous(), packed, tile)
+    return packed

@@ -1,0 +1,200 @@
+"""Which forwards are followed, what in them is the pattern, and what only looks like it."""
+
+import concurrent.futures
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fastdiff
+
+from .foreign import Block, OpenAIBlock, assert_near, drawn, gradients, image
+
+X, EMB = image(2, 8, 6, 5), image(2, 16)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.GroupNorm(4, 8), nn.SiLU()
+
+
+class Deciding(Normed):
+    def forward(self, x):
+        return self.act(self.norm(x)) if x.sum() > 0 else x
+
+
+class UnderAutocast(Normed):
+    def forward(self, x):
+        return self.inner(x)
+
+    def inner(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.act(self.norm(x))
+
+
+class Decorated(Normed):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.act(self.norm(x))
+
+
+class Constant(Normed):
+    def forward(self, x):
+        return self.act(self.norm(x)) + torch.ones(1)
+
+
+class Asking(Normed):
+    """It asks for what it is given: a tensor of four dimensions."""
+
+    def forward(self, x):
+        y = self.act(self.norm(x)) if isinstance(x, torch.Tensor) else x
+        return y * 3 if len(x.shape) == x.dim() == x.ndim == 4 else y
+
+    @torch.no_grad()
+    def sample(self, x):
+        return self.forward(x)
+
+
+@pytest.mark.parametrize("kind, reason", [
+    (Deciding, "symbolically traced variables cannot be used as inputs to control flow"),
+    (UnderAutocast, "it uses autocast"),
+    (Decorated, "it uses a decorator"),
+    (Constant, "it makes a tensor that depends on none of its arguments"),
+])  # fmt: skip
+def test_what_cannot_be_traced_says_why(kind, reason):
+    model = drawn(nn.Sequential(nn.Conv2d(8, 8, 1), kind()))
+    expected = model(X)
+    report = fastdiff.accelerate(model)
+    assert [(site.kind, site.replaced) for site in report.sites] == [("GroupNorm", True)]
+    assert reason in report.sites[0].reason
+    assert_near(model(X), expected)
+    assert not [name for name in vars(model[1]) if "constant" in name]
+
+
+def test_a_tensor_is_seen_as_one():
+    model = drawn(Asking())
+    expected = model(X)
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm + SiLU"
+    assert_near(model(X), expected)
+    assert_near(model(X[:, :, 0]) * 3, fastdiff.restore(model) or model(X[:, :, 0]) * 3)
+
+
+class Almost(nn.Module):
+    """What looks like the pattern and is not: the norm's result is used twice, scale lacks its 1, SiLU is of a sum."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.norm, self.act = kind, nn.GroupNorm(4, 8), nn.SiLU()
+
+    def forward(self, x, scale):
+        h = self.norm(x)
+        if self.kind == "twice":
+            return self.act(h) + h
+        if self.kind == "no 1":
+            return self.act(h * scale + scale)
+        if self.kind == "2":
+            return self.act(h * (2 + scale) + scale)
+        return self.act(h + scale)
+
+
+@pytest.mark.parametrize("kind", ["twice", "no 1", "2", "a sum"])
+def test_what_is_almost_the_pattern(kind):
+    model, args = drawn(Almost(kind)), (X, image(2, 8, 1, 1))
+    expected = model(*args)
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm"
+    assert_near(model(*args), expected)
+
+
+def test_a_sum_that_others_see_is_left():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(4, 8)
+
+        def forward(self, x, emb):
+            h = x + emb
+            return h + F.silu(self.norm(h))
+
+    model, args = drawn(Residual()), (X, image(2, 8, 1, 1))
+    expected = model(*args)
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm + SiLU"
+    assert_near(model(*args), expected)
+
+
+def test_checkpointing_is_kept():
+    """No graph holds it: such a block keeps its forward, and its norms are replaced one by one."""
+    model = drawn(OpenAIBlock(8, 12, 16, True, checkpointed=True))
+    expected = gradients(model, (X, EMB))
+    report = fastdiff.accelerate(model)
+    assert "cannot be traced: it calls an autograd.Function or a checkpoint" in report.sites[1].reason
+    for found, wanted in zip(gradients(model, (X, EMB)), expected, strict=True):
+        assert_near(found, wanted)
+
+
+def test_training_and_evaluation_differ_by_dropout():
+    model = drawn(Block(False))
+    fastdiff.accelerate(model)
+    assert torch.equal(model(X, EMB), model(X, EMB))
+    model.train()
+    assert not torch.equal(model(X, EMB), model(X, EMB))
+    model.eval()
+    assert torch.equal(model(X, emb=EMB), model(X, EMB))  # by name, the same graph's numbers
+
+
+def test_numbers_that_are_others_in_each_call():
+    """A graph for each, up to a point; then the forward itself."""
+
+    class Scaled(Normed):
+        def forward(self, x, factor=1.0):
+            return self.act(self.norm(x)) * factor
+
+    model = drawn(Scaled())
+    fastdiff.accelerate(model)
+    for factor in range(100):
+        assert_near(model(X, factor / 7), F.silu(model.norm(X)) * (factor / 7))
+    cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "functions"))
+    assert len(cell.functions) == 32
+
+
+class Choosing(Normed):
+    """A forward that a first kind of argument lets be followed, and another does not."""
+
+    def forward(self, x, threshold=None):
+        if threshold is not None and x.mean() > threshold:
+            return x
+        return self.act(self.norm(x))
+
+
+def test_a_call_that_cannot_be_followed_says_so_once():
+    model = drawn(Choosing())
+    expected = model(X, -10.0), model(X, 10.0)
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm + SiLU"
+    with pytest.warns(RuntimeWarning, match=r"Choosing\.forward keeps its own norms for such arguments: symbolically"):
+        assert torch.equal(model(X, -10.0), expected[0])
+    with pytest.warns(RuntimeWarning):  # another number, another kind
+        assert_near(model(X, 10.0), expected[1])
+    assert torch.equal(model(X, -10.0), expected[0])
+
+
+def test_attributes_of_a_graph_module_are_kept():
+    """A module that itself came out of torch.fx has constants by the tracer's names."""
+    model = drawn(Constant())
+    traced = torch.fx.symbolic_trace(model)
+    names = [name for name in dir(traced) if name.startswith("_tensor_constant")]
+    expected = traced(X)
+    fastdiff.accelerate(traced)
+    assert names and names == [name for name in dir(traced) if name.startswith("_tensor_constant")]
+    assert_near(traced(X), expected)
+
+
+def test_threads_do_not_trace():
+    """DataParallel calls from threads, and tracing is the whole process's."""
+    model = drawn(Block(False))
+    expected = model(X, EMB)
+    fastdiff.accelerate(model)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: model(X, EMB), range(8)):
+            assert_near(found, expected)
+    assert_near(model(X, EMB), expected)

@@ -1,0 +1,121 @@
+"""Against the installed denoising-diffusion-pytorch: networks of random weights, live."""
+
+import pytest
+import torch
+
+from fastdiff import load_unet
+from fastdiff.models.layers import StandardizedConv2d
+from tests.models.recorded import error
+
+peer = pytest.importorskip(
+    "denoising_diffusion_pytorch", reason="compares with denoising-diffusion-pytorch, which is not installed"
+)
+
+SMALL = dict(dim=16, dim_mults=(1, 2))
+CONFIGS = {
+    "defaults": SMALL,
+    "three levels, width no power of two": dict(dim=24, dim_mults=(1, 2, 3)),
+    "another stem, learned variance": dict(SMALL, init_dim=8, learned_variance=True),
+    "full attention everywhere, other heads": dict(SMALL, full_attn=(True, True), attn_heads=(2, 3), attn_dim_head=8),
+    "linear attention in the last level": dict(SMALL, full_attn=(True, False)),
+    "self-conditioned": dict(SMALL, self_condition=True),
+    "random Fourier features": dict(SMALL, random_fourier_features=True, learned_sinusoidal_dim=8),
+    "learned Fourier features, grey": dict(SMALL, learned_sinusoidal_cond=True, channels=1),
+    "another theta": dict(SMALL, sinusoidal_pos_emb_theta=100),
+}
+
+
+def theirs(options):
+    torch.manual_seed(0)
+    model = peer.Unet(**options).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith((".g", "bias")):
+            torch.nn.init.normal_(parameter, mean=float(name.endswith(".g")), std=0.2)
+    return model
+
+
+def told(options):
+    return {"image_size": 16, **{key: value for key, value in options.items() if key == "sinusoidal_pos_emb_theta"}}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-6)])
+def test_outputs(name, dtype, tolerance):
+    model = theirs(CONFIGS[name])
+    ours = load_unet(model.state_dict(), config=told(CONFIGS[name])).to(dtype)
+    model.to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, model.channels, 16, 16, generator=generator).to(dtype)
+    t = torch.tensor([3, 999]).to(torch.int64 if dtype is torch.float32 else dtype)
+    given = torch.randn(x.shape, generator=generator).to(dtype) if model.self_condition else None
+    with torch.no_grad():
+        assert error(ours(x, t, x_self_cond=given), model(x, t, given)) < tolerance
+        assert error(ours(x, t), model(x, t)) < tolerance
+
+
+def test_gradients():
+    model = theirs(SMALL)
+    ours = load_unet(model.state_dict(), config=told(SMALL))
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 999])
+    for each in (model, ours):
+        each(x, t).square().mean().backward()
+    assert error(ours.down[0]["attentions"][1].memory.grad, model.downs[0][2].mem_kv.grad) < 2e-5
+    assert error(ours.block_out.conv_1.weight.grad, model.final_res_block.block1.proj.weight.grad) < 2e-5
+
+
+def before_2():
+    """As 1.x had it: GroupNorm of 8 groups in the blocks, and convolutions of standardised weights."""
+    model = theirs(SMALL)
+    for module in list(model.modules()):
+        if type(module).__name__ == "Block":
+            width = module.proj.out_channels
+            standard = StandardizedConv2d(module.proj.in_channels, width, 3, padding=1)
+            standard.load_state_dict(module.proj.state_dict())
+            module.proj, module.norm = standard, torch.nn.GroupNorm(8, width)
+            torch.nn.init.normal_(module.norm.weight, 1, 0.2)
+    return model
+
+
+def test_group_norm_before_2():
+    model = before_2()
+    weights = model.state_dict()
+    with pytest.raises(ValueError, match="config must say what the weights cannot: image_size, weight_standardization"):
+        load_unet(weights)
+    ours = load_unet(weights, config=dict(image_size=16, weight_standardization=True))
+    assert ours.config.norm == "group" and ours.config.attention_norm == "rms" and ours.config.groups == 8
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 999])
+    with torch.no_grad():
+        assert error(ours(x, t), model(x, t)) < 2e-5
+        plain = load_unet(weights, config=dict(image_size=16, weight_standardization=False))
+        assert error(plain(x, t), model(x, t)) > 1e-2
+
+
+def test_standardized_convolution():
+    layer, x = StandardizedConv2d(3, 4, 3, padding=1), torch.randn(2, 3, 5, 5)
+    flat = layer.weight.detach().flatten(1)
+    weight = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = torch.nn.functional.conv2d(x, weight.unflatten(1, (3, 3, 3)), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_trainers_file(ema, tmp_path):
+    """model-1.pt: {step, model, opt, ema, scaler, version}, the network below model. and ema_model.model."""
+    diffusion, averaged = (peer.GaussianDiffusion(theirs(SMALL), image_size=16) for _ in range(2))
+    for parameter in averaged.parameters():
+        parameter.data += 1
+    average = {f"ema_model.{key}": value for key, value in averaged.state_dict().items()}
+    average |= {f"online_model.{key}": value for key, value in diffusion.state_dict().items()}
+    average |= dict(initted=torch.tensor(True), step=torch.tensor(3))
+    torch.save(
+        dict(step=1, model=diffusion.state_dict(), opt={}, ema=average, scaler=None, version="2.3.4"), tmp_path / "1.pt"
+    )
+    loaded = load_unet(tmp_path / "1.pt", config=dict(image_size=16), ema=ema)
+    expected = averaged if ema else diffusion
+    assert torch.equal(loaded.conv_in.weight, expected.model.init_conv.weight)
+
+
+def test_older_attention_is_refused():
+    weights = {key.replace("mid_attn.", "mid_attn.fn.fn."): value for key, value in theirs(SMALL).state_dict().items()}
+    with pytest.raises(ValueError, match="dialect must be lucidrains with attention's norm inside it"):
+        load_unet(weights, config=dict(image_size=16))
