@@ -23,7 +23,9 @@ def add_arguments(parser):
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     group = parser.add_argument_group("the sampler")
     group.add_argument("--solver", default="ddpm", help="name of the solver (default ddpm)")
-    group.add_argument("--steps", type=_steps, help="number of timesteps, evenly spaced (default: all)")
+    group.add_argument("--steps", type=_steps, help="number of timesteps, or 10,15,20 or ddim50 (default: all)")
+    group.add_argument("--spacing", choices=("even", "leading", "linspace", "trailing"), default="even",
+                       help="how a number of steps is spaced (default even)")  # fmt: skip
     group.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
                        help="an option of the solver, such as eta=0.5; may be given again")  # fmt: skip
     group.add_argument("--clip", type=_clip, default=1.0, help="bound of the estimates of x0, or none (default 1)")
@@ -93,13 +95,25 @@ def _sampler(args, group):
         raise ValueError(f"null-class must not be given without guidance, got {args.null_class}")
     guidance = None if args.guidance is None else ClassifierFree(args.guidance, args.null_class)
     try:
+        steps = _timesteps(args, process.num_timesteps)
         sampler = Sampler(
-            model, process, args.solver, args.steps, guidance=guidance, clip=args.clip, precision=args.precision,
+            model, process, args.solver, steps, guidance=guidance, clip=args.clip, precision=args.precision,
             compile=args.compile, **dict(args.option),
         )  # fmt: skip
     except TypeError as error:  # an option that the solver has not, or of another kind
         raise ValueError(str(error)) from error
     return sampler, labels
+
+
+def _timesteps(args, num_timesteps):
+    """What the solver is told: the number or text as it is, or the timesteps of another spacing."""
+    from ..processes import spacing
+
+    if args.spacing == "even":
+        return args.steps
+    if not isinstance(args.steps, int):
+        raise ValueError(f"steps must be a number with spacing {args.spacing}, got {args.steps!r}")
+    return getattr(spacing, args.spacing)(num_timesteps, args.steps)
 
 
 def _labels(args, num_classes):

@@ -117,6 +117,8 @@ def test_the_bar(run, tmp_path, capsys):
     (["--batch-size=0"], "batch_size must be an int of at least 1, got 0"),
     (["--steps=26"], "steps must be an int in [1, 25], got 26"),
     (["--seed=18446744073709551616"], "seed must be in [-2**63, 2**64)"),
+    (["--spacing=leading"], "steps must be a number with spacing leading, got None"),
+    (["--steps=ddim11"], "timesteps must be 'ddim' and a number of steps that an integer stride gives, got 11"),
     (["--threads=0"], "threads must be at least 1, got 0"),
     (["--solver=dpmm"], "solver must be one of"),
     (["--option=eta=0.5"], "options must be among the solver's (none), got 'eta'"),
@@ -194,6 +196,18 @@ def test_guidance_and_clip(conditional, tmp_path):
     guidance, process = ClassifierFree(3.0, uncond=3), runs.load_run(conditional)[1]
     right = Sampler(Conditional(), process, steps=5, guidance=guidance, clip=None).sample(3, condition=2)
     assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(right).permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("options, times", [
+    (["--steps=5"], [24, 18, 12, 6, 0]), (["--steps=5", "--spacing=leading"], [20, 15, 10, 5, 0]),
+    (["--steps=5", "--spacing=trailing"], [24, 19, 14, 9, 4]), (["--steps=2,3"], [24, 19, 13, 12, 0]),
+    (["--steps=ddim5"], [20, 15, 10, 5, 0]),
+])  # fmt: skip
+def test_steps_and_their_spacing(run, tmp_path, monkeypatch, options, times):
+    seen, whole = [], Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda self, *a, **k: (seen.append(self.plan), whole(self, *a, **k))[1])
+    assert sample(run, "-n", 1, "--out", tmp_path / "a.png", *options) == 0
+    assert seen[0].time.tolist() == times
 
 
 def test_a_solver_with_options(run, tmp_path, monkeypatch):

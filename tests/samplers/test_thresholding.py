@@ -22,15 +22,20 @@ def test_the_quantile_of_each_sample(quantile, size):
 
 
 def wild(x, t):
-    return 1.7 * torch.sin(5 * x) + 0.2 * x * t.view(-1, 1, 1, 1) / 100
+    return 1.7 * torch.sin(x) + 0.2 * x * t.view(-1, 1, 1, 1) / 100
 
 
-@pytest.mark.parametrize("scheduler, maximum", [("DDPMScheduler", 2.0), ("DDPMScheduler", 1.0), ("DDPMScheduler", 1e4)])
-def test_steps_are_those_of_diffusers(backend, monkeypatch, scheduler, maximum):
+@pytest.mark.parametrize("maximum", [2.0, 1.0, 1e4])
+@pytest.mark.parametrize("scheduler, spacing, solver, told", [
+    ("DDPMScheduler", "linspace", "ddpm", {}),
+    ("DDIMScheduler", "leading", "ddim", {"clipped_eps": False}),
+    ("DDIMScheduler", "leading", "ddim", {"clipped_eps": False, "eta": 0.7}),
+])  # fmt: skip
+def test_steps_are_those_of_diffusers(backend, monkeypatch, scheduler, spacing, solver, told, maximum):
     """Its noise is ours: the loops are compared live, whole."""
     diffusers = pytest.importorskip("diffusers")
     steps, shape = 20, (3, 3, 8, 8)
-    options = dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="linspace")
+    options = dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing=spacing)
     theirs = getattr(diffusers, scheduler)(
         100, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=maximum, **options
     )
@@ -39,9 +44,10 @@ def test_steps_are_those_of_diffusers(backend, monkeypatch, scheduler, maximum):
     draw = lambda *_, **__: ops.normal(shape, rng.make_rng(5, next(rows)), ids, stream=rng.STEP)  # noqa: E731
     monkeypatch.setattr(f"{type(theirs).__module__}.randn_tensor", draw)
     x = ops.normal(shape, rng.make_rng(5), ids)
-    sampler = Sampler(wild, process, steps=theirs.timesteps, clip=DynamicThreshold(0.9, maximum))
+    sampler = Sampler(wild, process, solver, theirs.timesteps, clip=DynamicThreshold(0.9, maximum), **told)
+    eta = {"eta": told["eta"]} if "eta" in told else {}
     for step in sampler.stream(shape, seed=5):
-        stepped = theirs.step(wild(x, torch.full((3,), step.time)), step.time, x)
+        stepped = theirs.step(wild(x, torch.full((3,), step.time)), step.time, x, **eta)
         x = stepped.prev_sample
         torch.testing.assert_close(step.x0, stepped.pred_original_sample, rtol=1e-4, atol=2e-4)
         torch.testing.assert_close(step.x, x, rtol=1e-4, atol=2e-4)
