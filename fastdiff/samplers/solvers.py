@@ -16,12 +16,15 @@ from .ode import AdaptiveFlow, probability_flow
 from .predictor_corrector import predictor_corrector
 from .unipc import unipc
 
-_FUNCTIONS = (
+_OF_NODES = (
     ddpm, ddim, ddim_reverse, euler, euler_ancestral, heun, dpm_2, dpm_2_ancestral, lms, ipndm, dpmpp_2s,
     dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, dpmpp_3m_sde, dpm_multistep, dpm_singlestep, unipc,
-    dpm_fast, euler_maruyama, predictor_corrector, annealed_langevin, probability_flow,
 )  # fmt: skip
+_OF_SDES = (dpm_fast, euler_maruyama, predictor_corrector, annealed_langevin, probability_flow)
 
-SOLVERS = {solver.__name__: solver for solver in _FUNCTIONS} | {"dpm_adaptive": DPMAdaptive, "ode": AdaptiveFlow}
+OF_NODES = {solver.__name__: solver for solver in _OF_NODES}  # run on every process, from point to point
+OF_SDES = {solver.__name__: solver for solver in _OF_SDES}  # ask what happens between the points
+OWN_STEPS = {"dpm_adaptive": DPMAdaptive, "ode": AdaptiveFlow}  # choose their points as they go
+SOLVERS = OF_NODES | OF_SDES | OWN_STEPS
 
-__all__ = [solver.__name__ for solver in _FUNCTIONS]
+__all__ = [*OF_NODES, *OF_SDES]

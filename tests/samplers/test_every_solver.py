@@ -6,11 +6,12 @@ import torch
 
 from fastdiff import GaussianProcess, Sampler, schedules
 from fastdiff.capture import Capture
-from fastdiff.samplers import SOLVERS, Classifier, ClassifierFree, DynamicThreshold, sampler
+from fastdiff.samplers import Classifier, ClassifierFree, DynamicThreshold, sampler
+from fastdiff.samplers.solvers import OF_NODES
 from tests.cuda_graphs import Cuda
 
 SHAPE = (3, 2, 4, 4)
-TABLES = [name for name in SOLVERS if name != "ddim_reverse"]
+TABLES = [name for name in OF_NODES if name != "ddim_reverse"]
 
 
 def model(x, t, y=None):

@@ -8,6 +8,7 @@ import torch
 from fastdiff import GaussianProcess, ops, schedules
 from fastdiff.processes import SigmaProcess, spacing
 from fastdiff.samplers import SOLVERS, Plan, ddim, ddpm
+from fastdiff.samplers.solvers import OF_NODES
 from tests.processes.golden import error, load
 from tests.samplers.runs import states
 
@@ -30,7 +31,7 @@ def test_fixed_large_at_t_0_is_the_posterior_variance_of_t_1():
     assert ddpm(process)["std"][-1] == 0
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", OF_NODES)
 def test_x0_is_clipped_to_1_by_default_and_not_at_all_for_None(name):
     """OpenAI, diffusers and lucidrains clip, EDM does not."""
     process = GaussianProcess(schedules.linear(100))
