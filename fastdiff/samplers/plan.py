@@ -26,8 +26,8 @@ class Plan:
             bound = inf, write = -1, c_in = 1.
 
     Attributes: rows [S, 24] float64, time [S], call (S bools); learned: a row reads the network's variance channels;
-    multistep: a row reads or writes history; scales_input: c_in is not 1 everywhere; input_scale: c_in of row 0;
-    start, adjust, adjusted (S bools).
+    multistep: a row reads or writes history; draws: a row adds noise; scales_input: c_in is not 1 everywhere;
+    input_scale: c_in of row 0; start, adjust, adjusted (S bools).
     `plan["std"]` is a column [S], `len(plan)` is S. Raises TypeError or ValueError that names the column: finite in
     float32, bound positive, write one of -1, 0, 1, 2.
     """
@@ -52,6 +52,7 @@ class Plan:
             self.rows[:, COLUMNS[name]] = _column(name, value, S)
         self.learned = self._uses("l_1")
         self.multistep = self._uses("write", "c_1", "c_2", "c_3")
+        self.draws = self._uses("std")
         self.input_scale = self["c_in"][0].item()
         self.scales_input = self._uses("c_in")
 

@@ -1,5 +1,6 @@
 """One batch in flight: its tensors on the device, and a row of the plan at a time."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,8 @@ class Run:
         self.classifier = sampler.guidance if isinstance(sampler.guidance, Classifier) else None
         self.threshold = sampler.clip if isinstance(sampler.clip, DynamicThreshold) else None
         learned = plan.learned or getattr(sampler.process, "variance", None) in ("learned", "learned_range")
-        self.channels = shape[0] * (2 if learned else 1)
+        channels = shape[0] * (2 if learned else 1)
+        self.expected = {halves: (halves * B, channels, *shape[1:]) for halves in (1, 2)}  # of the network's output
         self.kinds = _kinds(plan, self.free)
         rescales = self.free is not None and self.free.rescale > 0
         self.has_terms = rescales or self.threshold is not None or self.classifier is not None
@@ -64,6 +66,7 @@ class Run:
         self.time = {halves: torch.empty_like(times[:1]) for halves, times in self.times.items()}
         self.counters = torch.zeros(3, dtype=torch.int64, device=device)  # seed, draw, row
         self.rng, self.counter, self.draw_and_row = self.counters[:2], self.counters[2:], self.counters[1:]
+        self.one = torch.ones(2, dtype=torch.int64, device=device)  # a tensor is added sooner than a number
         self.sample_ids = torch.zeros(B, dtype=torch.int64, device=device)
         self.mask = self.known = None
         self.condition = {}
@@ -107,10 +110,10 @@ class Run:
 
     def _bind(self):
         """What every call of the kernel and the network is given, whichever the row."""
-        self.fixed = dict(
-            out=self.x, model_input=self.model_input, history=self.history, rng=self.rng, sample_ids=self.sample_ids,
-            mask=self.mask, known=self.known,
-        )  # fmt: skip
+        tensors = {"model_input": self.model_input, "history": self.history, "mask": self.mask, "known": self.known}
+        self.fixed = {"out": self.x, **{name: value for name, value in tensors.items() if value is not None}}
+        if self.plan.draws or self.mask is not None:
+            self.fixed |= {"rng": self.rng, "sample_ids": self.sample_ids}
         whole = self.x if self.model_input is None else self.model_input
         conditional = {
             key: value[-self.B :] if isinstance(value, torch.Tensor) else value for key, value in self.condition.items()
@@ -120,10 +123,15 @@ class Run:
             2: (whole, *arguments(self.condition)),
         }
 
+    @functools.cached_property
+    def time_of_row(self):
+        """For the host's loop, views of what the network is fed at each row."""
+        views = {halves: self.times[halves].unbind(0) for halves in {kind.halves for kind in self.kinds}}
+        return [views[kind.halves][row] for row, kind in enumerate(self.kinds)]
+
     def row(self, row):
         """The plan's row, which the device's counter has come to."""
-        kind = self.kinds[row]
-        self._step(kind, self.times[kind.halves][row])
+        self._step(self.kinds[row], self.time_of_row[row])
 
     def row_on_device(self, kind):
         """The row that the device's counter names."""
@@ -140,16 +148,16 @@ class Run:
             self._adjusted_step(kind, output, terms)
         else:
             ops.reverse_step(self.x, output, self.table, self.counter, **self.fixed, **terms)
-        self.draw_and_row.add_(1)
+        self.draw_and_row.add_(self.one)
 
     def _call(self, halves, time):
         x, positional, keywords = self.fed[halves]
         output = network.tensor_of(self.model(x, time, *positional, **keywords))
-        if output.shape[1:2] != (self.channels,) or output.shape[2:] != x.shape[2:] or len(output) != len(x):
-            expected = [len(x), self.channels, *x.shape[2:]]
+        if output.shape != self.expected[halves]:
+            expected = list(self.expected[halves])
             raise ValueError(f"model must return a tensor of shape {expected}, got {list(output.shape)}")
-        if output.device != x.device:
-            raise ValueError(f"model must return a tensor on {x.device}, got {output.device}")
+        if output.device != self.device:
+            raise ValueError(f"model must return a tensor on {self.device}, got {output.device}")
         return output
 
     def _weight(self):

@@ -179,7 +179,7 @@ def test_a_step_is_two_calls_beside_the_model(process):
     output = torch.zeros(SHAPE)
     for on_device in (False, True):
         for calls in rows_of(Sampler(lambda x, t: output, process, steps=5), {}, on_device):
-            ours = [name for name in calls.names if name != "aten.select.int"]
+            ours = [name for name in calls.names if name not in ("aten.select.int", "aten.unbind.int")]  # views
             times = ["aten.index_select.out"] * on_device
             assert ours == [*times, "fastdiff.reverse_step_.default", "aten.add_.Tensor"]
             assert calls.allocated == 0
