@@ -49,3 +49,34 @@ def group_norm_silu(shape, size, reads=1):
 def group_norm_silu_backward(shape, size, reads=1):
     elements = math.prod(shape)
     return {name: count * elements * size for name, count in (("x", reads), ("grad_y", reads), ("grad_x", 1))}
+
+
+def diffusion_loss(shape, model_size, x_start_size=0, noise_size=0, pairs=False):
+    """x_start_size, noise_size: 0 where the target has no such term, or the noise is drawn, from counters.
+
+    pairs: the output has 2C channels and lies channels last, where what is not wanted shares sectors with what is.
+    """
+    B, elements = shape[0], math.prod(shape)
+    moved = {"model_output": elements * model_size * (1 + pairs), "x_start": elements * x_start_size}
+    moved |= {"noise": elements * noise_size, "t": 8 * B, "target_x0": 4 * B, "target_eps": 4 * B, "loss": 4 * B}
+    return moved if noise_size else moved | {"rng": 16, "sample_ids": 8 * B}
+
+
+def diffusion_loss_backward(shape, model_size, x_start_size=0, noise_size=0, pairs=False, learned=False):
+    """learned: the output has 2C channels, whose gradient is written."""
+    moved = diffusion_loss(shape, model_size, x_start_size, noise_size, pairs)
+    moved["grad_loss"] = moved.pop("loss")
+    return moved | {"grad": math.prod(shape) * model_size * (1 + learned)}
+
+
+def vlb_terms(shape, model_size, x_start_size, learned=True):
+    """x_t is of the network's dtype."""
+    B, elements = shape[0], math.prod(shape)
+    moved = {"model_output": elements * model_size * (1 + learned), "x_start": elements * x_start_size}
+    return moved | {"x_t": elements * model_size, "t": 8 * B, "table": 32 * B, "terms": 4 * B}
+
+
+def vlb_terms_backward(shape, model_size, x_start_size, learned=True):
+    moved = vlb_terms(shape, model_size, x_start_size, learned)
+    moved["grad_terms"] = moved.pop("terms")
+    return moved | {"grad": moved["model_output"]}

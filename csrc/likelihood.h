@@ -96,11 +96,10 @@ FD_FN BinMass<Value> tanh_bin(Value centre, Value half) {
   const Value s = below / (below + one), E = exp_minus_one(w);
   const Value narrow = (madd(s, Real(-2), one) - s * s * E) / madd(s, E, one);
   const Value difference = where(w < Real(1), narrow, (A - B) / within);    // (A - B) / (1 - e^-w)
-  const Value change = B * width * Real(3 * kLogitCube * kLogitSlope) / within, slope = logit_slope(upper);
-  const Value by_shift = madd(difference, slope, change * (centre + centre));
-  const Value by_scale = madd(difference * upper, slope,
-                              B * width * polynomial(squares, Real(kLogitSlope), Real(3 * kLogitCube * kLogitSlope)) / within);
-  return {log_mass, by_shift, by_scale};
+  const Value change = B * width / within, slope = logit_slope(upper);
+  const Real cube = Real(3 * kLogitCube * kLogitSlope);
+  return {log_mass, madd(difference, slope, change * cube * (centre + centre)),
+          madd(difference * upper, slope, change * polynomial(squares, Real(kLogitSlope), cube))};
 }
 
 template <class Value>
@@ -133,17 +132,18 @@ FD_FN BinMass<Value> erf_tail(Value u) {
 template <class Value>
 FD_FN BinMass<Value> narrow_bin(Value centre, Value half) {
   typedef typename Scalar<Value>::Is Real;
-  const Value D = half * half, K = centre * centre * D;
-  const Value cubic = polynomial(K, Real(0), Real(0), Real(0), Real(1.0 / 5040));
-  const Value by_D3 = polynomial(K, Real(45.0 / 5040), Real(0)) * D * D;
-  const Value excess = (K - D) * Real(1.0 / 6) + madd(D, madd(D, Real(3.0 / 120), K * Real(-6.0 / 120)), K * K * Real(1.0 / 120)) +
-                       cubic + K * by_D3 - K * K * D * Real(15.0 / 5040) - D * D * D * Real(15.0 / 5040);
-  const Value by_K = madd(K, Real(2.0 / 120), D * Real(-6.0 / 120)) + Real(1.0 / 6) + K * K * Real(3.0 / 5040) -
-                     K * D * Real(30.0 / 5040) + D * D * Real(45.0 / 5040);
-  const Value by_D = madd(D, Real(6.0 / 120), K * Real(-6.0 / 120)) - Real(1.0 / 6) - K * K * Real(15.0 / 5040) +
-                     K * D * Real(90.0 / 5040) - D * D * Real(45.0 / 5040);
+  const Value D = half * half, K = centre * centre * D, K2 = K * K, KD = K * D, D2 = D * D;
+  const Real second = Real(1.0 / 120), third = Real(1.0 / 5040);
+  const Value quadratic = K2 - KD * Real(6) + D2 * Real(3);
+  const Value cubic = K2 * K - K2 * D * Real(15) + K * D2 * Real(45) - D2 * D * Real(15);
+  const Value excess = (K - D) * Real(1.0 / 6) + quadratic * second + cubic * third;
+  const Value by_K = (K * Real(2) - D * Real(6)) * second + (K2 * Real(3) - KD * Real(30) + D2 * Real(45)) * third +
+                     Real(1.0 / 6);
+  const Value by_D = (D * Real(6) - K * Real(6)) * second - (K2 * Real(15) - KD * Real(90) + D2 * Real(45)) * third -
+                     Real(1.0 / 6);
   const Value whole = excess + Real(1);
-  const Value log_mass = madd(centre * Real(-0.5), centre, log_of(half + half) - Real(kLogRootTwoPi)) + log_one_plus(excess);
+  const Value peak = madd(centre * Real(-0.5), centre, log_of(half + half) - Real(kLogRootTwoPi));
+  const Value log_mass = peak + log_one_plus(excess);
   const Value by_shift = madd(centre * D, by_K / whole * Real(2), -centre);
   const Value by_scale = Real(1) - centre * centre + madd(K, by_K * Real(4), D * by_D * Real(2)) / whole;
   return {log_mass, by_shift, by_scale};
@@ -157,7 +157,8 @@ FD_FN BinMass<Value> wide_bin(Value centre, Value half) {
   const Value fade = exp(-k), density = normal_density(upper);
   const Value near = mills_ratio(magnitude(upper)), far = mills_ratio(-lower) * fade;
   const auto around = upper > Real(0);
-  const Value outside = where(around, density * (near + far), Value{}), rest = where(around, Value{} + Real(1), near - far);
+  const Value outside = where(around, density * (near + far), Value{});
+  const Value rest = where(around, Value{} + Real(1), near - far);
   const Value tail = madd(upper * Real(-0.5), upper, log_of(rest) - Real(kLogRootTwoPi));
   const Value log_mass = where(around, log_one_plus(-outside), tail);
   const Value scale = where(around, density / (Real(1) - outside), Real(1) / rest);   // phi(upper) over the mass
@@ -181,7 +182,8 @@ template <class Value>
 FD_FN BinMass<Value> bin_mass(Value x0, Value centred, Value inverse_std, bool exact) {
   typedef typename Scalar<Value>::Is Real;
   const Value centre = centred * inverse_std, half = inverse_std * Real(1.0 / 255);
-  const auto first = x0 < Real(-0.999), last = x0 > Real(0.999), mirrored = last | ((x0 >= Real(-0.999)) & (centre > Real(0)));
+  const auto first = x0 < Real(-0.999), last = x0 > Real(0.999);
+  const auto mirrored = last | ((x0 >= Real(-0.999)) & (centre > Real(0)));
   const Value folded = where(mirrored, -centre, centre), end = folded + half;
   const BinMass<Value> tail = exact ? erf_tail(end) : floored(tanh_tail(end));
   const BinMass<Value> bin = exact ? erf_bin(folded, half) : floored(tanh_bin(folded, half));

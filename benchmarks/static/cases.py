@@ -4,6 +4,7 @@
 `new(*shape, dtype=torch.float32, last=False)` makes a tensor.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -120,6 +121,42 @@ def group_norm_silu_backward(dtype, last, variant=""):
     return Case("group_norm_silu_backward", dtype, last, variant, arguments)
 
 
+def _outputs(new, dtype, last, learned, count):
+    """count tensors like a network's output, of 2C channels where it is learned."""
+    B, C, *size = IMAGES
+    return [new(B, C * (1 + learned), *size, dtype=dtype, last=last) for _ in range(count)]
+
+
+def diffusion_loss(dtype, last, learned=False, backward=False):
+    """Of uint8 images, the noise drawn, with both weights. learned: the output has a variance that is not read."""
+    B = IMAGES[0]
+
+    def arguments(new):
+        output, grad = _outputs(new, dtype, last, learned, 2)
+        table, t, weights = new(TIMESTEPS), new(B, dtype=torch.int64), new(B)
+        start = new(*IMAGES, dtype=torch.uint8, last=last)
+        inputs = (output, start, t, table, table, None, *_counters(new, B), new(B, dtype=torch.bool), table, weights, 3)
+        return (weights, *inputs, grad) if backward else (*inputs, weights)
+
+    name = "diffusion_loss_backward" if backward else "diffusion_loss"
+    return Case(name, dtype, last, "learned" if learned else "", arguments)
+
+
+def vlb_terms(dtype, last, exact=False, backward=False):
+    """With a learned variance, by the approximation or exact."""
+    B = IMAGES[0]
+
+    def arguments(new):
+        output, grad = _outputs(new, dtype, last, True, 2)
+        start, x_t = new(*IMAGES, dtype=torch.uint8, last=last), new(*IMAGES, dtype=dtype, last=last)
+        t, table = new(B, dtype=torch.int64), new(TIMESTEPS, 8)
+        inputs = (output, start, x_t, t, table, None, None, None, math.inf, exact, False)
+        return (new(B), *inputs, grad) if backward else (*inputs, new(B))
+
+    name = "vlb_terms_backward" if backward else "vlb_terms"
+    return Case(name, dtype, last, "exact" if exact else "", arguments)
+
+
 def _cases():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for last in (False, True):
@@ -129,9 +166,15 @@ def _cases():
             yield reverse_step(dtype, last)
             for op in (group_norm_silu, group_norm_silu_backward):
                 yield from (op(dtype, last, variant) for variant in BLOCKS)
+            for backward in (False, True):
+                yield diffusion_loss(dtype, last, False, backward)
+                yield vlb_terms(dtype, last, False, backward)
     for last in (False, True):
         yield q_sample(torch.float32, torch.float32, last, given=True)
         yield q_sample(torch.uint8, torch.bfloat16, last, training=True)
+        for backward in (False, True):
+            yield diffusion_loss(torch.bfloat16, last, True, backward)
+            yield vlb_terms(torch.bfloat16, last, True, backward)
         for variant in ("given", "guided", "learned", "history", "masked"):
             yield reverse_step(torch.bfloat16, last, variant)
 

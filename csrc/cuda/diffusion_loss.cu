@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kBlock) diffusion_loss_backward_kernel(const D
   const Quad q = gradient_quad<kAccess>(a);
   if (q.b >= a.walk.B || q.count == 0) return;
   const float upstream = load(static_cast<const float*>(a.p.grad_loss) + q.b);
-  const float factor = upstream * mean_factor(a.mean, q.b) / a.mean.count;
+  const float factor = upstream * weight_of(a.mean, q.b) * float(a.mean.scale);
   float d[kQuad], none[kQuad] = {};
   differences<kAccess, T>(a, q, d);
   FD_UNROLL
@@ -58,7 +58,7 @@ bool is_supported(const DiffusionLossParams& p) { return p.x_start_dtype != kF64
 
 Status diffusion_loss(const DiffusionLossParams& p, Place place) {
   if (!is_supported(p)) return {kUnsupported, 0, kF64};
-  DiffusionLoss a = make_loss(p, noise_of(p), 1.0f);
+  DiffusionLoss a = make_loss(p, noise_of(p), 1.0);
   return launch_sums(a, access_of(a, noise_of(p), nullptr), p.loss, place, [](auto type, Access access) {
     typedef typename decltype(type)::Is T;
     return kernel_of(access, diffusion_loss_kernel<T, kElements>, diffusion_loss_kernel<T, kVectors>,
@@ -68,7 +68,7 @@ Status diffusion_loss(const DiffusionLossParams& p, Place place) {
 
 Status diffusion_loss_backward(const DiffusionLossParams& p, Place place) {
   if (!is_supported(p)) return {kUnsupported, 0, kF64};
-  DiffusionLoss a = make_loss(p, noise_of(p), 2.0f);
+  DiffusionLoss a = make_loss(p, noise_of(p), 2.0);
   const Access access = access_of(a, noise_of(p), p.grad);
   return launch_gradient(a, access, place, [](auto type, Access access) {
     typedef typename decltype(type)::Is T;

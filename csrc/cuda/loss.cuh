@@ -10,12 +10,12 @@ namespace cuda {
 
 constexpr int kRounds = 4;
 
-// What makes a sample's mean of the sum of its terms: unit * weight[t] * sample_weight[b] / count.
+// What makes a sample's mean of the sum of its terms: scale * weight[t] * sample_weight[b].
 struct Mean {
   const int64_t* t;
   const float *weight, *sample_weight;   // NULL: 1
   int64_t T;
-  float count, unit;
+  double scale;                          // what a term of 1 is in the result, over the number of terms
 };
 
 // What all kernels of a loss have. Strides: of the network's output; of an image in its layout; of x_start.
@@ -29,11 +29,16 @@ struct Loss {
   int32_t aligned;
 };
 
-FD_DEVICE float mean_factor(const Mean& mean, int64_t b) {
+FD_DEVICE float weight_of(const Mean& mean, int64_t b) {
   const int64_t t = load(mean.t + b);
   if (t < 0 || t >= mean.T) return nanf("");
   const float weight = mean.weight ? load(mean.weight + t) : 1.0f;
-  return mean.unit * weight * (mean.sample_weight ? load(mean.sample_weight + b) : 1.0f);
+  return weight * (mean.sample_weight ? load(mean.sample_weight + b) : 1.0f);
+}
+
+// One thread of a block does this, in double: a result has no rounding but the sum's.
+FD_DEVICE void put_mean(const Mean& mean, int64_t b, float sum, float* out) {
+  store(out + b, float(double(sum) * mean.scale * double(weight_of(mean, b))));
 }
 
 // body(q) for each of the thread's quads in the block's chunk; the whole block takes part in each tile.
@@ -67,16 +72,17 @@ FD_DEVICE void put_sum(const Loss<Params>& a, float sum, void* out, void* worksp
   if (threadIdx.x != 0) return;
   const uint32_t b = blockIdx.x / a.chunks;
   if (a.chunks > 1) store(static_cast<float*>(workspace) + blockIdx.x, sum);
-  else store(static_cast<float*>(out) + b, sum / a.mean.count * mean_factor(a.mean, b));
+  else put_mean(a.mean, b, sum, static_cast<float*>(out));
 }
 
 // One block a sample.
-static __global__ void __launch_bounds__(kBlock) sum_kernel(const float* workspace, uint32_t chunks, Mean mean, float* out) {
+static __global__ void __launch_bounds__(kBlock)
+sum_kernel(const float* workspace, uint32_t chunks, Mean mean, float* out) {
   FD_SHARED(float, scratch, kWarp);
   float sum = 0;
   for (uint32_t i = threadIdx.x; i < chunks; i += kBlock) sum += load(workspace + int64_t(blockIdx.x) * chunks + i);
   sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) store(out + blockIdx.x, sum / mean.count * mean_factor(mean, blockIdx.x));
+  if (threadIdx.x == 0) put_mean(mean, blockIdx.x, sum, out);
 }
 
 // Whether the output's two halves lie side by side, and are reached as a pair.
@@ -98,7 +104,8 @@ FD_DEVICE void load_model(const Loss<Params>& a, const Quad& q, bool second, boo
 
 // The gradient of both halves, of the first alone where there is no other.
 template <int kAccess, class T, class Params>
-FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[kQuad], const float (&by_v)[kQuad]) {
+FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[kQuad],
+                              const float (&by_v)[kQuad]) {
   T* const p = static_cast<T*>(a.p.grad);
   if (has_pairs<kAccess>(a)) return store_pair(q.tile, p + q.b * a.model.sample, by_m, by_v);
   store_quad<kAccess, T>(p, a.model, q, by_m);
@@ -113,19 +120,19 @@ FD_DEVICE Quad gradient_quad(const Loss<Params>& a) {
   return q;
 }
 
-static inline uint32_t chunks_of(int64_t rounds) { return rounds > kRounds ? uint32_t((rounds + kRounds - 1) / kRounds) : 1; }
-
 static inline uint32_t chunks_of(const Walk& walk, Access access) {
-  return chunks_of(access == kTiles ? walk.tiles : (walk.quads + kBlock - 1) / kBlock);
+  const int64_t rounds = access == kTiles ? walk.tiles : (walk.quads + kBlock - 1) / kBlock;
+  return rounds > kRounds ? uint32_t((rounds + kRounds - 1) / kRounds) : 1;
 }
 
-// other: the third image, noise or x_t. unit: of the result, for a term that is 1.
+// other: the third image, noise or x_t. unit: what a term of 1 is in the result.
 template <class Params>
-static Loss<Params> make_loss(const Params& p, Operand other, float unit) {
+static Loss<Params> make_loss(const Params& p, Operand other, double unit) {
   const int64_t S = p.H * p.W, channels = p.learned ? 2 * p.C : p.C;
   return {p, make_walk(p.B, p.C, S, p.model_layout), make_strides(p.model_layout, channels, S),
           make_strides(p.model_layout, p.C, S), make_strides(p.x_start_layout, p.C, S), make_strides(other.layout, p.C, S),
-          {p.t, static_cast<const float*>(p.weight), static_cast<const float*>(p.sample_weight), p.T, float(p.C * S), unit},
+          {p.t, static_cast<const float*>(p.weight), static_cast<const float*>(p.sample_weight), p.T,
+           unit / double(p.C * S)},
           1, 1};
 }
 

@@ -10,7 +10,7 @@ typedef Loss<VlbTermsParams> VlbTerms;
 typedef VlbSetting<float, float> Setting;
 typedef VlbTerm<float> Terms[kQuad];
 
-constexpr float kBitsPerNat = 1.4426950408889634f;
+constexpr double kBitsPerNat = 1.4426950408889634074;
 
 // The row of the sample's t, NaN where there is none.
 FD_DEVICE Setting read_setting(const VlbTermsParams& p, int64_t b) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kBlock) vlb_terms_backward_kernel(const VlbTer
   if (q.b >= a.walk.B || q.count == 0) return;
   const Setting s = read_setting(a.p, q.b);
   const float upstream = load(static_cast<const float*>(a.p.grad_terms) + q.b);
-  const float factor = upstream * mean_factor(a.mean, q.b) / a.mean.count;
+  const float factor = upstream * weight_of(a.mean, q.b) * float(a.mean.scale);
   Terms found;
   terms<kAccess, T>(a, s, q, found);
   float by_m[kQuad], by_v[kQuad];

@@ -24,7 +24,8 @@ def check_samples(model_output, x_start, t, table, T, flip, weight, sample_weigh
         raise ValueError(f"x_start must have shape [B, C, *], got {list(shape)}")
     B, C, *space = shape
     if found != shape and found != (B, 2 * C, *space):
-        raise ValueError(f"model_output must have shape [B, C or 2C, *] for x_start of {list(shape)}, got {list(found)}")
+        rule = f"[B, C or 2C, *] for x_start of shape {list(shape)}"
+        raise ValueError(f"model_output must have shape {rule}, got {list(found)}")
     if x_start.device != device:
         raise ValueError(f"x_start must be on {device}, got {x_start.device}")
     precision = arithmetic(dtype)

@@ -30,7 +30,7 @@ def diffusion_loss(
     sample_weight=None,
     stream=streams.TRAINING,
 ):
-    """loss[b] = weight[t] * sample_weight[b] * mean((m - target)^2), target = target_x0[t] * x0 + target_eps[t] * noise.
+    """loss[b] = weight[t] * sample_weight[b] * mean((m - (target_x0[t] * x0 + target_eps[t] * noise))^2).
 
     x0 = x_start, or x_start / 127.5 - 1 where that is uint8; m is model_output, its first C channels where it has 2C. A
     term whose coefficient is 0 is not read. Noise that is drawn is `q_sample`'s of the same counters: it is made again

@@ -90,12 +90,12 @@ def erf_mass(centre, half, unbounded):
 def tanh_mass(centre, half, unbounded):
     """The same of the approximation Phi(u) = sigmoid(logit(u)), its probability floored."""
     upper, lower = centre + half, centre - half
-    h, l = logit(upper), logit(lower)
-    bounded = logsigmoid(-l) + torch.log(-torch.expm1(l - h))
-    log_mass = logsigmoid(h) + torch.where(unbounded, 0, bounded)
+    above, below = logit(upper), logit(lower)
+    bounded = logsigmoid(-below) + torch.log(-torch.expm1(below - above))
+    log_mass = logsigmoid(above) + torch.where(unbounded, 0, bounded)
     densities = [
         torch.exp(logsigmoid(at) + logsigmoid(-at) - log_mass) * LOGIT_SLOPE * (1 + 3 * LOGIT_CUBE * u.square())
-        for at, u in ((h, upper), (l, lower))
+        for at, u in ((above, upper), (below, lower))
     ]
     floored = log_mass < LOG_FLOOR
     above, below = (torch.where(floored, 0, density) for density in densities)

@@ -14,9 +14,10 @@ from tests.simt import harness
 SAMPLE = {"odd and not square", "odd width, last block discards lanes", "1x1"}  # cases that run in 16 bits everywhere
 # Cases and tests that say no more of Triton's kernels than others do, and take its interpreter long.
 LONG = {
-    "several chunks", "many channels", "fixed_small", "fixed_large", "learned", "x0", "v", "score",
-    "test_probabilities_of_all_levels_add_up", "test_decoder_is_improved_diffusions", "test_bounds_are_improved_diffusions",
-    "test_loss_of_the_process",
+    "several chunks", "many channels", "one channel", "sequence", "(2, 12, 4, 4)", "cosine100", "not clipped",
+    "fixed_small", "fixed_large", "learned", "x0", "v", "score", "1.0", "0.4980392156862745",
+    "test_probabilities_of_all_levels_add_up", "test_decoder_is_improved_diffusions",
+    "test_bounds_are_improved_diffusions", "test_loss_of_the_process",
 }  # fmt: skip
 LEVELS = ("avx512", "avx2", "baseline")
 
@@ -30,7 +31,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Triton's interpreter takes a second for what takes others a millisecond: most of its 16-bit matrix is `slow`, and what is LONG."""
+    """Triton's interpreter takes a second for what takes others a millisecond: most of its 16-bit matrix is `slow`.
+
+    So is what is LONG.
+    """
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         narrow = any(parameters.get(name, torch.float32) is not torch.float32 for name in ("dtype", "model_dtype"))

@@ -18,6 +18,8 @@ SIGMA = (1 - ALPHA**2).sqrt()
 ROWS = table(DDPM, DDPM)
 T = torch.tensor([0, 9])
 ROW = torch.tensor(0)
+TABLE = torch.rand(10, 8)
+FIXED = TABLE * (torch.arange(8) != 6)  # no learned variance
 
 
 def last(x):
@@ -51,6 +53,27 @@ OPCHECKS = {
         (X, X, torch.zeros(2, 2), torch.ones(2, 2), torch.ones(4), None, None, None, None, 2, True,
          [True, True, False, False, False, False], ""),
     ),
+    "diffusion_loss": (
+        "diffusion_loss",
+        (X.clone().requires_grad_(), X[:, :2], T, ALPHA, SIGMA, None, KEY, IDS, torch.tensor([True, False]), ALPHA,
+         SIGMA[:2], 3, ""),
+    ),
+    "diffusion_loss, bare": (
+        "diffusion_loss", (last(X).clone(), X, T, ALPHA, SIGMA, X, None, None, None, None, None, 3, "reference"),
+    ),
+    "diffusion_loss_backward": (
+        "diffusion_loss_backward", (SIGMA[:2], last(X), X, T, ALPHA, SIGMA, X, *(None,) * 5, 3, ""),
+    ),
+    "vlb_terms": (
+        "vlb_terms",
+        (X.clone().requires_grad_(), X[:, :2], X[:, :2], T, TABLE, None, ALPHA, None, 1.0, True, True, ""),
+    ),
+    "vlb_terms, bare": (
+        "vlb_terms", (last(X).clone(), X, X, T, FIXED, None, None, None, float("inf"), False, False, "reference"),
+    ),
+    "vlb_terms_backward": (
+        "vlb_terms_backward", (SIGMA[:2], last(X), X, X, T, FIXED, None, None, None, 1.0, False, False, ""),
+    ),
 }  # fmt: skip
 
 
@@ -79,11 +102,20 @@ def group_norm_silu(x):
     return ops.group_norm_silu(x, 2, torch.ones(4), torch.zeros(4), add=torch.ones(2, 4))
 
 
+def diffusion_loss(x):
+    return ops.diffusion_loss(x, x.detach() * 0.5, T, ALPHA, SIGMA, rng=KEY, sample_ids=IDS)
+
+
+def vlb_terms(x):
+    return ops.vlb_terms(x, x.detach()[:, :2] * 0.5, x.detach()[:, 2:], T, TABLE, detach_mean=True)
+
+
 def normal(x):
     return x + ops.normal(x.shape, KEY, IDS)
 
 
-FUNCTIONS = [normal, q_sample, reverse_step, reverse_step_in_place, group_norm_silu]
+FUNCTIONS = [normal, q_sample, reverse_step, reverse_step_in_place, group_norm_silu, diffusion_loss, vlb_terms]
+DIFFERENTIABLE = [group_norm_silu, diffusion_loss, vlb_terms]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
@@ -100,13 +132,14 @@ def test_compiles_whole(function, backend, monkeypatch):
         assert same_bits(a, b)
 
 
-def test_compiled_gradients_are_the_eager_ones():
+@pytest.mark.parametrize("function", DIFFERENTIABLE, ids=lambda function: function.__name__)
+def test_compiled_gradients_are_the_eager_ones(function):
     torch._dynamo.reset()
-    compiled = torch.compile(group_norm_silu, fullgraph=True)
+    compiled = torch.compile(function, fullgraph=True)
     gradients = []
-    for function in (group_norm_silu, compiled):
+    for each in (function, compiled):
         x = X.clone().requires_grad_()
-        function(x).square().sum().backward()
+        each(x).square().sum().backward()
         gradients.append(x.grad)
     assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
 
@@ -175,12 +208,17 @@ def test_forward_mode_raises():
             ops.group_norm_silu(dual, 2)
         with pytest.raises(NotImplementedError, match="x_start must not carry a tangent"):
             ops.q_sample(dual, T, ALPHA, SIGMA, X)
+        with pytest.raises(NotImplementedError, match="model_output must not carry a tangent"):
+            diffusion_loss(dual)
+        with pytest.raises(NotImplementedError, match="x_t must not carry a tangent"):
+            ops.vlb_terms(X, X, dual, T, FIXED)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_double_backward_raises(compiled):
+@pytest.mark.parametrize("function", DIFFERENTIABLE, ids=lambda function: function.__name__)
+def test_double_backward_raises(function, compiled):
     torch._dynamo.reset()
-    function = torch.compile(group_norm_silu, fullgraph=True, backend="aot_eager") if compiled else group_norm_silu
+    function = torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function
     x = X.clone().requires_grad_()
     with pytest.raises((RuntimeError, NotImplementedError), match=r"once|double backward"):
         (gradient,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)

@@ -33,6 +33,12 @@ def counters(B, device):
     return dict(rng=rng.make_rng(1, 2, device), sample_ids=torch.arange(7, 7 + B, device=device))
 
 
+def run(model_output, upstream, x_start, t, prediction, noise=None, **options):
+    """[loss, gradient]."""
+    tables = targets(prediction, model_output.device)
+    return with_gradient(lambda m: ops.diffusion_loss(m, x_start, t, *tables, noise, **options), model_output, upstream)
+
+
 def formula(x_start, t, noise, flip, prediction, weight=None, sample_weight=None):
     """What everybody writes, (model_output, dtype) -> loss [B]."""
     a, b = (table.cpu() for table in targets(prediction, "cpu"))
@@ -53,7 +59,8 @@ def check(shape, x_dtype, dtype, device, prediction="v", learned=False, weighted
     flip = torch.tensor([True, False, True, False][:B], device=device)
     weights = {}
     if weighted:
-        weights = dict(weight=process().snr.clamp(max=5).float().to(device), sample_weight=gaussian(B, 9).float().to(device))
+        weight, sample_weight = process().snr.clamp(max=5).float(), gaussian(B, 9).float()
+        weights = dict(weight=weight.to(device), sample_weight=sample_weight.to(device))
     output = gaussian((B, 2 * C if learned else C, *space), 1).to(device, dtype)
     x_start, upstream, drawn = images(shape, x_dtype, device), gaussian(B, 2).to(device), counters(B, device)
     noise = ops.normal(shape, *drawn.values(), stream=rng.TRAINING)
@@ -62,19 +69,13 @@ def check(shape, x_dtype, dtype, device, prediction="v", learned=False, weighted
         x_start = x_start.contiguous(memory_format=x_format or memory_format)
         given = output.contiguous(memory_format=memory_format)
         options = dict(flip=flip, **weights)
-        results = with_gradient(
-            lambda m, o=options, x=x_start: ops.diffusion_loss(m, x, t, *targets(prediction, device), **drawn, **o),
-            given, upstream,
-        )  # fmt: skip
+        results = run(given, upstream, x_start, t, prediction, **drawn, **options)
         assert results[0].dtype is torch.float32 and results[1].dtype is dtype
         assert results[1].stride() == given.stride()
         for result, wide, narrow in zip(results, exact, plain, strict=True):
             assert_in_budget(result, wide, error_of(narrow, wide))
         assert not learned or not results[1][:, C:].any()
-        again = with_gradient(
-            lambda m, o=options, x=x_start: ops.diffusion_loss(m, x, t, *targets(prediction, device), noise, **o),
-            given, upstream,
-        )  # fmt: skip
+        again = run(given, upstream, x_start, t, prediction, noise, **options)
         assert all(same_bits(a, b) for a, b in zip(again, results, strict=True))
 
 
@@ -117,9 +118,7 @@ def test_a_coefficient_of_0_reads_nothing(backend, device):
     nan, m = torch.full(shape, float("nan"), device=device), gaussian(shape, 1, torch.float32).to(device)
     zero, upstream = torch.zeros(shape, device=device), torch.ones(2, device=device)
     for prediction, x_start, noise in (("eps", nan, zero), ("x0", zero, nan)):
-        value, gradient = with_gradient(
-            lambda m, x=x_start, z=noise, p=prediction: ops.diffusion_loss(m, x, t, *targets(p, device), z), m, upstream
-        )
+        value, gradient = run(m, upstream, x_start, t, prediction, noise)
         assert torch.allclose(value.cpu(), m.cpu().square().flatten(1).mean(1), rtol=1e-6)
         assert torch.allclose(gradient.cpu(), m.cpu() / 24, rtol=1e-6)
 
@@ -155,9 +154,7 @@ def test_any_strides(backend, device):
     )  # fmt: skip
     assert same_bits(value, apart) and not gradient[1::2].any() and gradient[::2, ::2, :, ::2].all()
     transposed = output.transpose(2, 3).contiguous().transpose(2, 3)
-    _, permuted = with_gradient(
-        lambda m: ops.diffusion_loss(m, x_start, wide, *targets("v", device), **drawn, **weights), transposed, upstream
-    )
+    _, permuted = run(transposed, upstream, x_start, wide, "v", **drawn, **weights)
     assert permuted.stride() == transposed.stride()
     assert same_bits(permuted.contiguous(), gradient[::2, ::2, :, ::2].contiguous())
 
@@ -169,17 +166,14 @@ def test_bits_do_not_depend_on_batch_position_or_threads(backend, device, shape,
     x_start, upstream = images(shape, torch.uint8, device), torch.ones(4, device=device)
     output = gaussian(shape, 1, torch.float32).to(device).contiguous(memory_format=memory_format)
 
-    def run(part):
-        ids = drawn["sample_ids"][part]
-        return with_gradient(
-            lambda m: ops.diffusion_loss(m, x_start[part], t[part], *targets("v", device), rng=drawn["rng"], sample_ids=ids),
-            output[part], upstream[part],
-        )  # fmt: skip
+    def of(part):
+        options = dict(rng=drawn["rng"], sample_ids=drawn["sample_ids"][part])
+        return run(output[part], upstream[part], x_start[part], t[part], "v", **options)
 
-    together = run(slice(None))
+    together = of(slice(None))
     for b in range(4):
         one = slice(b, b + 1)
-        assert all(same_bits(a, b[one]) for a, b in zip(run(one), together, strict=True))
+        assert all(same_bits(a, c[one]) for a, c in zip(of(one), together, strict=True))
 
 
 def test_bits_do_not_depend_on_threads(backend, device):
@@ -190,9 +184,7 @@ def test_bits_do_not_depend_on_threads(backend, device):
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(with_gradient(
-            lambda m: ops.diffusion_loss(m, x_start, t, *targets("v", device), **counters(2, device)), output, torch.ones(2)
-        ))  # fmt: skip
+        results.append(run(output, torch.ones(2), x_start, t, "v", **counters(2, device)))
     torch.set_num_threads(before)
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
@@ -202,9 +194,7 @@ def test_t_out_of_range(backend, device, bad):
     shape, t = (3, 1, 4, 4), torch.tensor([0, bad, 5], device=device)
     x_start, output, drawn = images(shape, torch.float32, device), torch.ones(shape, device=device), counters(3, device)
     if on_device(backend):
-        for result in with_gradient(
-            lambda m: ops.diffusion_loss(m, x_start, t, *targets("v", device), **drawn), output, torch.ones(3, device=device)
-        ):  # fmt: skip
+        for result in run(output, torch.ones(3, device=device), x_start, t, "v", **drawn):
             assert result[1].isnan().all() and result[[0, 2]].isfinite().all()
     else:
         with pytest.raises(IndexError, match=rf"t must be in \[0, 1000\), got {bad} at position 1"):
@@ -216,9 +206,7 @@ def test_empty_batches_and_samples(backend, device):
         x_start, none = images(shape, torch.float32, device), torch.zeros(shape[0], dtype=torch.int64, device=device)
         drawn, upstream = counters(shape[0], device), torch.zeros(shape[0], device=device)
         output = torch.zeros(shape, device=device)
-        value, gradient = with_gradient(
-            lambda m, x=x_start, t=none, d=drawn: ops.diffusion_loss(m, x, t, *targets("v", device), **d), output, upstream
-        )
+        value, gradient = run(output, upstream, x_start, none, "v", **drawn)
         assert value.shape == shape[:1] and gradient.shape == shape and value.isnan().all()
 
 
@@ -232,7 +220,8 @@ def test_loss_of_the_process(backend, device):
 
 
 GOOD = dict(model_output=torch.zeros(2, 3, 4, 4), x_start=torch.zeros(2, 3, 4, 4), t=torch.zeros(2, dtype=torch.int64),
-            target_x0=torch.zeros(T), target_eps=torch.ones(T), rng=rng.make_rng(0), sample_ids=torch.arange(2))  # fmt: skip
+            target_x0=torch.zeros(T), target_eps=torch.ones(T), rng=rng.make_rng(0),
+            sample_ids=torch.arange(2))  # fmt: skip
 BAD = [
     (dict(model_output=[1.0]), TypeError, "model_output must be a tensor"),
     (dict(model_output=torch.zeros(2, 4, 4, 4)), ValueError, r"model_output must have shape \[B, C or 2C, \*\]"),

@@ -133,3 +133,64 @@ def test_group_norm_silu_of_large_groups(last_block, last):
     values = x[here].flatten()[-chunk:].double()
     expected = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt()
     assert chunk > 1000 and torch.allclose(y[here].flatten()[-chunk:].double(), expected, rtol=2**-7, atol=1e-4)
+
+
+CHUNK = 4096  # elements that a block sums
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_diffusion_loss(last_block, last):
+    """The second sample of 2^32 elements, the network's of 2^33; its last chunk, and the gradient of its last block."""
+    B, C, W = 2, 2, 1 << 16
+    shape = (B, C, 1 << 15, W)
+    output, x_start, grad = (sparse((B, n, 1 << 15, W), torch.bfloat16, last) for n in (2 * C, C, 2 * C))
+    noise = sparse(shape, torch.bfloat16, last)
+    pixels = CHUNK // C if last else CHUNK
+    here = (-1, slice(None), -1, slice(-pixels, None))
+    m = torch.randn(C, pixels).bfloat16()
+    output[-1, :C, -1, -pixels:] = m
+    x_start[here], noise[here] = torch.randn(2, C, pixels).bfloat16()
+    t, (a, b) = torch.tensor([0, 7]), torch.rand(2, 10) + 0.1
+    workspace = torch.zeros(native._C.loss_workspace(x_start))
+    arguments = (output, x_start, t, a, b, noise, None, None, None, None, None, rng.TRAINING)
+    native._C.diffusion_loss(0, 0, 0, *arguments, torch.zeros(B), workspace)
+    d = m.float() - a[7] * x_start[here].float() - b[7] * noise[here].float()
+    summed = d if last else d[-1]
+    assert torch.allclose(workspace[-1 if not last else (1 << 32) * B // CHUNK - 1], summed.square().sum(), rtol=1e-4)
+    scale = 2.0**40
+    native.diffusion_loss_backward(torch.full((B,), scale), *arguments, grad)
+    count = LAST // C if last else LAST
+    expected = d[:, -count:] * 2 * scale / (1 << 32)
+    channels = slice(0, C) if last else slice(C - 1, C)
+    assert torch.allclose(grad[-1, channels, -1, -count:].float(), expected[channels], rtol=2**-7, atol=1e-3)
+    assert not grad[0, :, 0, 0].any() and not grad[-1, :, -2].any() and not grad[-1, C:, -1, -count:].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_vlb_terms(last_block, last):
+    """The same of the KL and of its gradient."""
+    B, C, W = 2, 2, 1 << 16
+    output, x_start, x_t, grad = (sparse((B, n, 1 << 15, W), torch.bfloat16, last) for n in (2 * C, C, C, 2 * C))
+    pixels = CHUNK // C if last else CHUNK
+    here = (-1, slice(None), -1, slice(-pixels, None))
+    m, v = torch.randn(2, C, pixels).bfloat16()
+    output[-1, :C, -1, -pixels:], output[-1, C:, -1, -pixels:] = m, v
+    x_start[here], x_t[here] = torch.randn(2, C, pixels).bfloat16()
+    table = torch.tensor([[0.5, 0.25, 1.0, 0, 0, 0.1, 0.5, 0.2]] * 10)
+    t, workspace = torch.tensor([0, 7]), torch.zeros(native._C.loss_workspace(x_start))
+    arguments = (output, x_start, x_t, t, table, None, None, None, float("inf"), False, False)
+    native._C.vlb_terms(0, 0, 0, *arguments, torch.zeros(B), workspace)
+    m, v = (each.double().requires_grad_() for each in (m, v))
+    difference, l_p = x_start[here].double() - 0.5 * x_t[here].double() - 0.25 * m, 0.1 + 0.5 * v
+    nats = 0.5 * (torch.exp(0.2 - l_p) - 1 - 0.2 + l_p + difference.square() * torch.exp(-l_p))
+    summed = nats if last else nats[-1]
+    assert torch.allclose(workspace[-1 if not last else (1 << 32) * B // CHUNK - 1].double(), summed.sum(), rtol=1e-4)
+    scale = 2.0**40
+    native.vlb_terms_backward(torch.full((B,), scale), *arguments, grad)
+    by_m, by_v = torch.autograd.grad(nats.sum() * scale / 2**32 / torch.log(torch.tensor(2.0)), (m, v))
+    count = LAST // C if last else LAST
+    channels = slice(0, C) if last else slice(C - 1, C)
+    for first, expected in ((0, by_m), (C, by_v)):
+        found = grad[-1, first : first + C, -1, -count:][channels].double()
+        assert torch.allclose(found, expected[channels, -count:], rtol=2**-7, atol=1e-2)
+    assert not grad[0, :, 0, 0].any() and not grad[-1, :, -2].any()

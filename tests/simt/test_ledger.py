@@ -151,3 +151,64 @@ def test_group_norm_silu(shape, groups, reads, memory_format, dtype):
     )
     (y,) = results
     check_large(counted(y.backward, torch.ones_like(y)), ledger.group_norm_silu_backward(shape, dtype.itemsize, reads))
+
+
+def loss_images(shape, memory_format, dtype, source, channels=None):
+    """model_output of so many channels, x_start, t at 0 and 5."""
+    B, C, *space = shape
+    output = torch.randn(B, channels or C, *space).to(dtype).contiguous(memory_format=memory_format)
+    x_start = (100 * torch.rand(shape)).to(source).contiguous(memory_format=memory_format)
+    return output.requires_grad_(), x_start, torch.tensor([3, 5])
+
+
+def check_both_passes(op, forward, backward):
+    """The op's bytes and its gradient's."""
+    results = []
+    check(counted(lambda: results.append(op())), forward)
+    (value,) = results
+    check(counted(value.backward, torch.ones_like(value)), backward)
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("prediction", ["eps", "v", "v, noise given"])
+def test_diffusion_loss(shape, memory_format, dtype, source, prediction):
+    output, x_start, t = loss_images(shape, memory_format, dtype, source)
+    of_x0 = torch.zeros(10) if prediction == "eps" else torch.rand(10) + 0.1
+    given = prediction.endswith("given")
+    noise = torch.randn(shape).contiguous(memory_format=memory_format) if given else None
+    counters = {} if given else dict(rng=rng.make_rng(1), sample_ids=torch.arange(2))
+    sizes = dtype.itemsize, 0 if prediction == "eps" else source.itemsize, 4 * given
+    check_both_passes(
+        lambda: ops.diffusion_loss(output, x_start, t, of_x0, torch.rand(10) + 0.1, noise, **counters),
+        ledger.diffusion_loss(shape, *sizes), ledger.diffusion_loss_backward(shape, *sizes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_diffusion_loss_beside_a_variance(shape, memory_format, dtype):
+    output, x_start, t = loss_images(shape, memory_format, dtype, torch.uint8, 2 * shape[1])
+    pairs = memory_format is LAST and shape[1] <= 8
+    table, counters = torch.rand(10) + 0.1, dict(rng=rng.make_rng(1), sample_ids=torch.arange(2))
+    check_both_passes(
+        lambda: ops.diffusion_loss(output, x_start, t, table, table, **counters),
+        ledger.diffusion_loss(shape, dtype.itemsize, 1, pairs=pairs),
+        ledger.diffusion_loss_backward(shape, dtype.itemsize, 1, pairs=pairs, learned=True),
+    )
+
+
+@pytest.mark.parametrize(("shape", "memory_format"), EACH)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_vlb_terms(shape, memory_format, dtype, learned):
+    output, x_start, t = loss_images(shape, memory_format, dtype, torch.uint8, shape[1] * (1 + learned))
+    x_t = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+    table = torch.rand(10, 8) * torch.tensor([1, 1, 1, 1, 0, 1, learned, 1])
+    sizes = shape, dtype.itemsize, 1, learned
+    t = torch.tensor([0, 5])
+    check_both_passes(
+        lambda: ops.vlb_terms(output, x_start, x_t, t, table),
+        ledger.vlb_terms(*sizes), ledger.vlb_terms_backward(*sizes),
+    )  # fmt: skip

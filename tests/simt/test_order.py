@@ -6,6 +6,7 @@ import torch
 import fastdiff
 from fastdiff import ops
 from fastdiff.ops import rng
+from tests.ops import losses
 from tests.ops import test_group_norm_silu as norm
 from tests.ops import test_reverse_step as step
 from tests.ops.accuracy import same_bits
@@ -43,7 +44,35 @@ def group_norm_silu_in_chunks(memory_format):
     return group_norm_silu(memory_format, (2, 8, 70, 66), 2)
 
 
-OPS = [normal, q_sample, reverse_step, group_norm_silu, group_norm_silu_in_chunks]
+def loss_inputs(memory_format, shape):
+    output, x_start, x_t = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).split([2, 1, 1])
+    output = torch.cat([*output], dim=1)
+    return [each.contiguous(memory_format=memory_format) for each in (output, x_start[0], x_t[0])]
+
+
+def diffusion_loss(memory_format, shape=(2, 3, 17, 19)):
+    output, x_start, _ = loss_inputs(memory_format, shape)
+    t, alpha = torch.tensor([1, 0]), torch.tensor([0.9, 0.4])
+    options = dict(rng=KEY, sample_ids=IDS, flip=torch.tensor([True, False]))
+    return losses.with_gradient(
+        lambda m: ops.diffusion_loss(m, x_start, t, alpha, 1 - alpha, **options), output, torch.ones(2)
+    )
+
+
+def diffusion_loss_in_chunks(memory_format):
+    return diffusion_loss(memory_format, (2, 3, 76, 76))
+
+
+def vlb_terms(memory_format, shape=(2, 3, 17, 19)):
+    output, x_start, x_t = loss_inputs(memory_format, shape)
+    table = torch.rand(2, 8, generator=torch.Generator().manual_seed(0))
+    return losses.with_gradient(
+        lambda m: ops.vlb_terms(m, x_start, x_t, torch.tensor([1, 0]), table), output, torch.ones(2)
+    )
+
+
+OPS = [normal, q_sample, reverse_step, group_norm_silu, group_norm_silu_in_chunks, diffusion_loss,
+       diffusion_loss_in_chunks, vlb_terms]  # fmt: skip
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])

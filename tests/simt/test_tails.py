@@ -63,3 +63,38 @@ def test_activations_that_no_vector_reaches(dtype):
     expected.backward(apart.detach())
     y.backward(here.detach())
     assert same_bits(y, expected) and same_bits(here.grad, apart.grad)
+
+
+def apart(tensor):
+    """The same numbers one element on, in the same layout."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return room.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 16], ids=["tiles", "no tiles"])
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+def test_losses_of_tensors_that_no_vector_reaches(memory_format, dtype, channels, learned):
+    """Sums too are the same to the bit."""
+    shape, t = (2, channels, 12, 12), torch.tensor([0, 7])
+    wide = torch.randn(2, channels * (1 + learned), 12, 12)
+    images = torch.randn(shape), torch.randn(shape).to(dtype), wide.to(dtype)
+    x_start, x_t, output = (each.contiguous(memory_format=memory_format) for each in images)
+    table, target = torch.rand(10, 8) * torch.tensor([1, 1, 1, 1, 0, 1, learned, 1]), torch.rand(2, 10)
+
+    def run(x_start, x_t, output, move):
+        results = []
+        for pass_, arguments in {
+            "diffusion_loss": (x_start, t, *target, x_t, None, None, None, None, None, 3),
+            "vlb_terms": (x_start, x_t, t, table, None, None, None, 3.0, True, False),
+        }.items():
+            out, grad = torch.empty(2), move(torch.zeros_like(output))
+            getattr(native, pass_)(output, *arguments, out)
+            getattr(native, f"{pass_}_backward")(torch.ones(2), output, *arguments, grad)
+            results += [out, grad]
+        return results
+
+    plain = run(x_start, x_t, output, lambda each: each)
+    for moved in (run(*map(apart, (x_start, x_t, output)), apart), run(apart(x_start), x_t, output, torch.clone)):
+        assert all(same_bits(a, b) for a, b in zip(plain, moved, strict=True))

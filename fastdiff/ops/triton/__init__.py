@@ -1,11 +1,11 @@
 """The Triton backend: one file per op. Importing this package imports Triton."""
 
+from .diffusion_loss import diffusion_loss, diffusion_loss_backward
 from .group_norm_silu import group_norm_silu
 from .group_norm_silu_backward import group_norm_silu_backward
 from .normal import normal
 from .q_sample import q_sample
 from .reverse_step import reverse_step
-from .diffusion_loss import diffusion_loss, diffusion_loss_backward
 from .vlb_terms import vlb_terms, vlb_terms_backward
 
 __all__ = [

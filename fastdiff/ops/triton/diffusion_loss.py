@@ -25,7 +25,8 @@ def differences(model_output, x_start, t, target_x0, target_eps, noise, rng, sam
             z = normals(rng, sample_ids, sample, stream_id, blocks, inside.shape[0], inside.shape[1])
     else:
         z = read(noise + base, offsets(c, s, i, C, NOISE_LAST), tl.where(b != 0, inside, False))
-    m = read(model_output + (2 * base if LEARNED else base), offsets(c, s, i, 2 * C if LEARNED else C, MODEL_LAST), inside)
+    output, channels = model_output + (2 * base if LEARNED else base), 2 * C if LEARNED else C
+    m = read(output, offsets(c, s, i, channels, MODEL_LAST), inside)
     return m - tl.fma(z, b, x0 * a)
 
 

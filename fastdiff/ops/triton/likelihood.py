@@ -94,13 +94,13 @@ def tanh_tail(u):
 @triton.jit
 def tanh_bin(centre, half):
     upper, lower, width = centre + half, centre - half, half + half
-    h, l = logit(upper), logit(lower)
+    h = logit(upper)
     squares = tl.fma(upper, upper, tl.fma(upper, lower, lower * lower))
     w = width * tl.fma(squares, LOGIT_CUBE, LOGIT_SLOPE)
     less, _ = exp_minus_one(-w)
     within = -less
     fade = exp(-tl.abs(h))
-    below = exp(l)
+    below = exp(logit(lower))
 
     rest = fade / (fade + 1.0) + below / (below + 1.0)
     whole = (h > 0) & (rest < 0.5)

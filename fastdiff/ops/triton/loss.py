@@ -1,7 +1,7 @@
 """What the kernels of losses share: a program sums a chunk of a sample; a second kernel adds the chunks up.
 
-Chunks are the tiles of `plan_tiles`: of a sample's shape and its tensors' layouts, never of the batch. draws: whether the
-op can draw noise, whose blocks no tile may cut, drawn or not.
+Chunks are the tiles of `plan_tiles`: of a sample's shape and its tensors' layouts, never of the batch. draws: whether
+the op can draw noise, whose blocks no tile may cut, drawn or not.
 """
 
 import torch

@@ -81,9 +81,9 @@ def vlb_terms_kernel(model_output,  # [B, C or 2C, S]
                      bound, C, S, N, W, T, tiles, LEARNED: tl.constexpr, EXACT: tl.constexpr, MODEL_LAST: tl.constexpr,
                      X_START_LAST: tl.constexpr, X_T_LAST: tl.constexpr, TILED: tl.constexpr, ROWS: tl.constexpr,
                      COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
-    value, by_m, by_v = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T,
-                              LEARNED, EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
+    sample, c, s, i, inside, _ = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+    value, _, _ = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T, LEARNED,
+                        EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
     tl.store(partial + tl.program_id(0), total(value, inside))
 
 
@@ -95,14 +95,15 @@ def vlb_terms_backward_kernel(grad_terms,  # [B]
                               DETACHED: tl.constexpr, MODEL_LAST: tl.constexpr, X_START_LAST: tl.constexpr,
                               X_T_LAST: tl.constexpr, TILED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                               INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
-    value, by_m, by_v = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T,
-                              LEARNED, EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
+    sample, c, s, i, inside, _ = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+    _, by_m, by_v = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T,
+                          LEARNED, EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
     scale = BITS_PER_NAT * tl.load(grad_terms + sample) * factor(t, weight, sample_weight, sample, T)
     scale /= tl.cast(N, tl.float32)
     channels = 2 * C if LEARNED else C
     base = sample * N * (2 if LEARNED else 1)
-    write(grad + base, offsets(c, s, i, channels, MODEL_LAST), tl.zeros_like(by_m) if DETACHED else by_m * scale, inside)
+    by_m = tl.zeros_like(by_m) if DETACHED else by_m * scale
+    write(grad + base, offsets(c, s, i, channels, MODEL_LAST), by_m, inside)
     if LEARNED:
         write(grad + base, offsets(c + C, s, i + N, channels, MODEL_LAST), by_v * scale, inside)
 
