@@ -24,6 +24,10 @@ STREAMS = {
     "whole_groups_backward_kernel": ("load", "store"),
     "chunk_sums_kernel": ("load",),
     "apply_gradient_kernel": ("load", "store"),
+    "diffusion_loss_kernel": ("load",),
+    "diffusion_loss_backward_kernel": ("load", "store"),
+    "vlb_terms_kernel": ("load",),
+    "vlb_terms_backward_kernel": ("load", "store"),
 }
 BELOW = {  # (language, kernel, dtype, layout) that are not there yet
     ("cuda", "normal_kernel", "bf16", "first"): "a thread takes four elements",
@@ -38,6 +42,15 @@ BELOW = {  # (language, kernel, dtype, layout) that are not there yet
     ("triton", "apply_gradient_kernel", "bf16", "last"): "a group's four channels are eight bytes",
     ("triton", "chunk_sums_kernel", "bf16", "last"): "a group's four channels are eight bytes",
 }
+LOSSES = "diffusion_loss", "vlb_terms"
+BELOW |= {
+    ("cuda", f"{op}_backward_kernel", dtype, layout): "a thread takes four elements"
+    for op in LOSSES for dtype in ("bf16", "f16") for layout in ("first", "last")
+}  # fmt: skip
+BELOW |= {
+    ("triton", f"{op}{of}_kernel", dtype, "last"): "three channels are no vector"
+    for op in LOSSES for of in ("", "_backward") for dtype in ("f32", "bf16")
+}  # fmt: skip
 QUICK = ("normal f32 first", "q_sample f32 first of u8", "reverse_step f32 first", "group_norm_silu f32 first",
          "group_norm_silu f32 first large", "group_norm_silu_backward f32 first")  # fmt: skip
 

@@ -98,3 +98,16 @@ def test_losses_of_tensors_that_no_vector_reaches(memory_format, dtype, channels
     plain = run(x_start, x_t, output, lambda each: each)
     for moved in (run(*map(apart, (x_start, x_t, output)), apart), run(apart(x_start), x_t, output, torch.clone)):
         assert all(same_bits(a, b) for a, b in zip(plain, moved, strict=True))
+
+
+def test_more_chunks_than_the_threads_that_add_them_up():
+    """Only the first chunk is computed; what the others found stands in the workspace."""
+    shape = (1, 1, 1024, 2048)
+    zero, t, table = torch.zeros(shape), torch.tensor([1]), torch.ones(2)
+    workspace, loss = torch.rand(native._C.loss_workspace(zero)), torch.empty(1)
+    others = workspace[1:].double().sum()
+    arguments = torch.ones(shape), zero, t, table, table, zero, *(None,) * 5, rng.TRAINING
+    with harness.only_blocks(0):
+        native._C.diffusion_loss(0, 0, 0, *arguments, loss, workspace)
+    assert len(workspace) == 512 and workspace[0] == 4096
+    assert torch.allclose(loss.double(), (others + 4096) / zero.numel(), rtol=1e-6)
