@@ -138,8 +138,9 @@ def vlb_elements(model_output, x_start, x_t, t, table, flip, bound, exact):
     value = torch.where(decoder, -log_mass, kl)
     by_mean = torch.where(decoder, by_shift * inverse_std, -difference * torch.exp(-log_variance))
     by_log_variance = torch.where(decoder, by_scale / 2, -(torch.expm1(d) + square) / 2)
+    by_v = torch.where(row["l_1"] == 0, 0, by_log_variance * row["l_1"])
     nan = torch.where(per_sample(outside, x0), math.nan, 0.0)
-    return value + nan, by_mean * mean_by_m + nan, by_log_variance * row["l_1"] + nan, t
+    return value + nan, by_mean * mean_by_m + nan, by_v + nan, t
 
 
 def raw_variance(model_output, C, l_1):

@@ -14,7 +14,8 @@ from tests.simt import harness
 SAMPLE = {"odd and not square", "odd width, last block discards lanes", "1x1"}  # cases that run in 16 bits everywhere
 # Cases and tests that say no more of Triton's kernels than others do, and take its interpreter long.
 LONG = {
-    "several chunks", "many channels", "one channel", "sequence", "(2, 12, 4, 4)", "cosine100", "not clipped",
+    "several chunks", "several chunks of tiles", "many channels", "one channel", "sequence", "(2, 12, 4, 4)",
+    "cosine100", "not clipped",
     "fixed_small", "fixed_large", "learned", "x0", "v", "score", "1.0", "0.4980392156862745",
     "test_probabilities_of_all_levels_add_up", "test_decoder_is_improved_diffusions",
     "test_bounds_are_improved_diffusions", "test_loss_of_the_process",

@@ -14,6 +14,7 @@ SHAPES = {
     "odd width, last block discards lanes": (3, 3, 5, 7),
     "one channel": (2, 1, 6, 10),
     "one element": (1, 1, 1, 1),
+    "two chunks": (2, 4, 36, 40),
     "several chunks": (2, 3, 77, 75),
     "several chunks of tiles": (1, 4, 68, 68),
     "many channels": (2, 20, 6, 6),

@@ -194,6 +194,7 @@ def test_t_out_of_range(backend, device, bad):
     shape, t = (3, 1, 4, 4), torch.tensor([0, bad, 5], device=device)
     x_start, output, drawn = images(shape, torch.float32, device), torch.ones(shape, device=device), counters(3, device)
     if on_device(backend):
+        drawn["weight"] = torch.ones(T, device=device)
         for result in run(output, torch.ones(3, device=device), x_start, t, "v", **drawn):
             assert result[1].isnan().all() and result[[0, 2]].isfinite().all()
     else:

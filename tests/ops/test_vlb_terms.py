@@ -397,7 +397,7 @@ def test_bits_do_not_depend_on_threads(backend, device):
 def test_t_out_of_range(backend, device, bad):
     output, x_start, x_t, t = inputs((3, 1, 4, 4), torch.uint8, torch.float32, device)
     t[1], table = bad, vlb_table(process(), "learned_range").float().to(device)
-    function = lambda m: ops.vlb_terms(m, x_start, x_t, t, table)  # noqa: E731
+    function = lambda m: ops.vlb_terms(m, x_start, x_t, t, table, weight=torch.ones(T, device=device))  # noqa: E731
     if on_device(backend):
         for result in with_gradient(function, output, torch.ones(3, device=device)):
             assert result[1].isnan().all() and result[[0, 2]].isfinite().all()
@@ -422,6 +422,9 @@ def test_a_fixed_variance_does_not_read_the_channels(backend, device):
     table, upstream = vlb_table(process(), "fixed_small").float().to(device), torch.ones(3, device=device)
     value, gradient = with_gradient(lambda m: ops.vlb_terms(m, x_start, x_t, t, table), output, upstream)
     assert value.isfinite().all() and gradient[:, :2].all() and not gradient[:, 2:].any()
+    output[:, :2] = 1e25  # whose square is infinite
+    _, gradient = with_gradient(lambda m: ops.vlb_terms(m, x_start, x_t, t, table), output, upstream)
+    assert not gradient[:, 2:].any()
 
 
 def test_empty_batches_and_samples(backend, device):
