@@ -67,7 +67,7 @@ FD_FN Value logit(Value u) {
 template <class Value>
 FD_FN BinMass<Value> tanh_tail(Value u) {
   typedef typename Scalar<Value>::Is Real;
-  const Value h = logit(u), fade = exp(-magnitude(h));
+  const Value h = logit(u), fade = fading(magnitude(h));
   const Value above = where(h < Real(0), Value{} + Real(1), fade) / (fade + Real(1));      // sigmoid(-h)
   const Value slope = above * logit_slope(u);
   return {where(h < Real(0), h, Value{}) - log_one_plus(fade), slope, slope * u};
@@ -82,7 +82,7 @@ FD_FN BinMass<Value> tanh_bin(Value centre, Value half) {
   const Value h = logit(upper), l = logit(lower);
   const Value squares = madd(upper, upper, madd(upper, lower, lower * lower));
   const Value w = width * polynomial(squares, Real(kLogitSlope), Real(kLogitCube * kLogitSlope));
-  const Value within = exp_complement(w), fade = exp(-magnitude(h)), below = exp(l), one = Value{} + Real(1);
+  const Value within = exp_complement(w), fade = fading(magnitude(h)), below = fading(-l), one = Value{} + Real(1);
 
   // Of a bin with nearly everything in it what is outside counts.
   const Value rest = fade / (fade + one) + below / (below + one);
@@ -92,7 +92,7 @@ FD_FN BinMass<Value> tanh_bin(Value centre, Value half) {
   const Value log_mass = where(h < Real(0), h, Value{}) + log_of(mass) + lost / mass;
 
   const Value odds = where(h < Real(0), fade, one / fade);                        // e^h
-  const Value A = (below + one) / (odds + one), B = (below + exp(-w)) / (below + one);
+  const Value A = (below + one) / (odds + one), B = (below + fading(w)) / (below + one);
   const Value s = below / (below + one), E = exp_minus_one(w);
   const Value narrow = (madd(s, Real(-2), one) - s * s * E) / madd(s, E, one);
   const Value difference = where(w < Real(1), narrow, (A - B) / within);    // (A - B) / (1 - e^-w)
@@ -113,7 +113,7 @@ FD_FN BinMass<Value> floored(BinMass<Value> p) {
 template <class Value>
 FD_FN Value normal_density(Value u) {
   typedef typename Scalar<Value>::Is Real;
-  return exp(u * u * Real(-0.5)) * Real(kOneOverRootTwoPi);
+  return fading(u * u * Real(0.5)) * Real(kOneOverRootTwoPi);
 }
 
 // Phi(u) = phi(u) R(-u), R being Mills' ratio.
@@ -154,7 +154,7 @@ template <class Value>
 FD_FN BinMass<Value> wide_bin(Value centre, Value half) {
   typedef typename Scalar<Value>::Is Real;
   const Value upper = centre + half, lower = centre - half, k = half * centre * Real(-2);
-  const Value fade = exp(-k), density = normal_density(upper);
+  const Value fade = fading(k), density = normal_density(upper);
   const Value near = mills_ratio(magnitude(upper)), far = mills_ratio(-lower) * fade;
   const auto around = upper > Real(0);
   const Value outside = where(around, density * (near + far), Value{});

@@ -54,6 +54,14 @@ FD_FN Value log_one_plus(Value v) {
   return log_of(sum) + (v - (sum - 1.0f)) / sum;                            // what the sum lost
 }
 
+// e^-v for v >= 0, but at least e^-60: what is below counts for nothing, and its products would be slow denormals.
+template <class Value>
+FD_FN Value fading(Value v) {
+  return exp(where(v > 60.0f, Value{} - 60.0f, -v));
+}
+
+FD_FN double fading(double v) { return exp(-v); }
+
 // e^v - 1, and e^v - 1 - v in `beyond`, each within a few ulp. Below 1/2 from the latter's series.
 template <class Value>
 FD_FN Value exp_minus_one(Value v, Value& beyond) {
