@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from fastdiff import GaussianProcess, ops, schedules
 from fastdiff.ops import vlb_columns
-from fastdiff.processes.likelihood import VARIANCES, vlb_table
+from fastdiff.processes.likelihood import vlb_table
+from fastdiff.processes.variance import KINDS as VARIANCES
 from tests.ops.accuracy import assert_in_budget, error_of, same_bits
 from tests.ops.conftest import on_device
 from tests.ops.losses import (
