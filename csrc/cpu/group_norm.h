@@ -60,38 +60,56 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
-// 2^r for |r| <= 1/2 within 3e-9 (degree 6), 1e-7 (5) or 3e-6 (4), minimax with 2^0 = 1.
+// SiLU is worked out from t = k h with k = -log2 e, which comes for nothing with the terms of h: exp(-h) = 2^t, and with a
+// polynomial for k 2^t the factor goes where a 1 would stand: h / (1 + exp(-h)) = t / (k + k 2^t). (h > 2.3e38 overflows.)
+constexpr double kLog2E = 1.44269504088896341;
+template <class V> constexpr float kFactor = float(-kLog2E);
+template <> constexpr double kFactor<double> = -kLog2E;
+
+// k 2^r within 2^-28 (degree 6), 2^-23 (5) or 2^-18 (4), minimax: of r in [0, 1] where 2^floor(t) is one instruction, else
+// of |r| <= 1/2.
 template <int kDegree> FD_SIMD vfloat exp2_fraction(vfloat r) {
-  constexpr float kTerms[3][6] = {
-      {0.693124175f, 0.240240932f, 0.0559065193f, 0.00958310533f, 0, 0},
-      {0.693147004f, 0.240222469f, 0.0555071086f, 0.0096712932f, 0.00132695551f, 0},
-      {0.693147182f, 0.240226477f, 0.0555035956f, 0.00961849932f, 0.00133909704f, 1.53292727e-4f},
+#if defined(__AVX512F__)
+  constexpr float kTerms[3][7] = {
+      {-1.44269872f, -0.999793172f, -0.348328263f, -0.0750366747f, -0.019525677f},
+      {-1.4426949f, -1.00000846f, -0.346468419f, -0.0805403516f, -0.0129688764f, -0.00270877057f},
+      {-1.44269502f, -0.999999702f, -0.346578389f, -0.0800455436f, -0.0139636155f, -0.00179466757f, -3.13097349e-4f},
   };
-  vfloat q = set1(kTerms[kDegree - 4][kDegree - 1]);
-  for (int i = kDegree - 2; i >= 0; --i) q = madd(q, r, set1(kTerms[kDegree - 4][i]));
-  return madd(q, r, set1(1.0f));
+#else
+  constexpr float kTerms[3][7] = {
+      {-1.44269395f, -0.999963403f, -0.346603811f, -0.0806724206f, -0.013806738f},
+      {-1.44269514f, -0.999999702f, -0.346565932f, -0.080079861f, -0.0139588555f, -0.00191539002f},
+      {-1.44269502f, -1.0f, -0.346573532f, -0.0800743178f, -0.0138765462f, -0.00193320145f, -2.2139326e-4f},
+  };
+#endif
+  vfloat q = set1(kTerms[kDegree - 4][kDegree]);
+  for (int i = kDegree - 1; i >= 0; --i) q = madd(q, r, set1(kTerms[kDegree - 4][i]));
+  return q;
 }
 
-// 1 / (1 + exp(-h)); NaN passes.
-template <int kDegree = 6> FD_SIMD vfloat sigmoid(vfloat h) {
-  const vfloat minus_log2e = set1(-1.44269504088896341f);
+// k (1 + 2^t); NaN passes.
+template <int kDegree> FD_SIMD vfloat one_and_exp2(vfloat t) {
 #if defined(__AVX512F__)
-  const vfloat t = h * minus_log2e;                                    // its rounding counts least where exp(-h) does
-  const vfloat r = (vfloat)_mm512_reduce_ps((__m512)t, 0);             // less its nearest whole number
-  return 1.0f / ((vfloat)_mm512_scalef_ps((__m512)exp2_fraction<kDegree>(r), (__m512)(t - r)) + 1.0f);
+  const vfloat r = (vfloat)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF);
+  return (vfloat)_mm512_scalef_ps((__m512)exp2_fraction<kDegree>(r), (__m512)t) - float(kLog2E);
 #else
   const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
-  const vfloat limited = limit(h, -87.0f, 87.0f);                      // 2^n stays a number
-  const vfloat shifted = madd(limited, minus_log2e, magic);
-  const vfloat power = exp2_fraction<kDegree>(madd(limited, minus_log2e, magic - shifted));
-  return 1.0f / (as_float(as_uint(power) + (as_uint(shifted) << 23)) + 1.0f);
+  const vfloat limited = limit(t, -125.0f, 125.0f);                    // 2^n stays a number
+  const vfloat shifted = limited + magic, power = exp2_fraction<kDegree>(limited - (shifted - magic));
+  return as_float(as_uint(power) + (as_uint(shifted) << 23)) - float(kLog2E);
 #endif
 }
 
-template <int kDegree = 6> FD_SIMD double sigmoid(double h) { return 1 / (1 + __builtin_exp(-h)); }
+template <int kDegree> FD_SIMD double one_and_exp2(double t) { return -kLog2E * (1 + __builtin_exp2(t)); }
 
-template <int kDegree = 6, class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
-  for (int k = 0; k < N; ++k) h.v[k] = sigmoid<kDegree>(h.v[k]);
+// h sigmoid(h) of k h.
+template <int kDegree, class V, int N> FD_SIMD Pack<V, N> silu(Pack<V, N> t) {
+  for (int k = 0; k < N; ++k) t.v[k] /= one_and_exp2<kDegree>(t.v[k]);
+  return t;
+}
+
+template <int kDegree, class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
+  for (int k = 0; k < N; ++k) h.v[k] = kFactor<V> / one_and_exp2<kDegree>(h.v[k] * kFactor<V>);
   return h;
 }
 

@@ -15,9 +15,10 @@ constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one fl
 constexpr int64_t kPieceRows = 64;     // rows of one float32 sum of a column
 template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
+// Of k h where there is a SiLU, else of h.
 template <class T, bool kSilu, class P> FD_SIMD P activate(P h) {
-  if (kSilu) return h * sigmoid<kDegree<T>>(h);
-  return h;
+  if constexpr (kSilu) return silu<kDegree<T>>(h);
+  else return h;
 }
 
 // A pivot as T holds it: what is subtracted has then as few digits as x, and no sum rounds always to the same side.
@@ -51,12 +52,13 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     return {rounded, S(mean - rounded), rstd};
   }
 
-  // y = act((x - center) * scale + shift): terms folded into center, rstd (the scale) and shift.
+  // h, or k h, is (x - center) * scale + shift: terms folded into center, rstd (the scale) and shift.
   void fold(Terms<T>& t, int64_t channels) const {
+    const Vector<T> factor = broadcast(kSilu ? kFactor<Vector<T>> : 1);
     each_vector<T>(channels, [&](int64_t i, int) FD_INLINE {
       const Vector<T> gain = load(t.gain.v + i);
-      store(t.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)));
-      store(t.rstd.v + i, load(t.rstd.v + i) * gain);
+      store(t.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)) * factor);
+      store(t.rstd.v + i, load(t.rstd.v + i) * gain * factor);
     });
   }
 

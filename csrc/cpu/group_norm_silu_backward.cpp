@@ -24,7 +24,7 @@ FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<
                                     PackOf<T, N> shift) {
   const PackOf<T, N> d = x - center;
   if (!kSilu) return {d, grad_y};
-  const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid(h);
+  const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid<6>(h);
   return {d, grad_y * gate * madd(h, one - gate, one)};
 }
 
