@@ -34,9 +34,13 @@ ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = "80;90;100"
 CXX_FLAGS = "-O3 -std=c++17 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
-LEVELS = {  # GCC 12 takes its own _mm512_undefined_ps for an uninitialized variable
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx2 -mf16c -mprefer-vector-width=512"
-    " -Wno-maybe-uninitialized",
+# GCC 12 takes its own _mm512_undefined_ps for an uninitialized variable
+AVX512 = (
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx2 -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized"
+)
+LEVELS = {
+    "avx512bf16": f"{AVX512} -mavx512bf16",
+    "avx512": AVX512,
     "avx2": "-mavx2 -mfma -mf16c",
     "baseline": "",
 }

@@ -211,11 +211,12 @@ def test_cuda_home_wins_over_path(build, tmp_path):
         build.find_nvcc({**env, "CUDA_HOME": str(tmp_path)})
 
 
+X86_LEVELS = ["avx512bf16", "avx512", "avx2", "baseline"]
 COMPILERS = {
-    "g++": ("__x86_64__ 1", "x86_64", ["avx512", "avx2", "baseline"], True),
+    "g++": ("__x86_64__ 1", "x86_64", X86_LEVELS, True),
     "g++ for aarch64": ("__aarch64__ 1", "aarch64", ["baseline"], True),
     "g++ for riscv": ("__riscv 1", "other", ["baseline"], True),
-    "clang++": ("__x86_64__ 1\n#define __clang__ 1", "x86_64", ["avx512", "avx2", "baseline"], False),
+    "clang++": ("__x86_64__ 1\n#define __clang__ 1", "x86_64", X86_LEVELS, False),
 }
 
 
@@ -409,7 +410,7 @@ def test_installed_module_exports_nothing_else():
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_levels_share_no_symbol():
     """The linker would merge a weak symbol, and run one level's instructions in another's place."""
-    levels = [path for level in ("avx512", "avx2", "baseline") for path in ROOT.glob(f"build/native-*/cpu/{level}/*.o")]
+    levels = [path for level in X86_LEVELS for path in ROOT.glob(f"build/native-*/cpu/{level}/*.o")]
     if not levels:
         pytest.skip("the module was not built in this tree")
     for path in levels:

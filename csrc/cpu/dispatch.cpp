@@ -15,6 +15,7 @@ namespace {
 // Widest first.
 const Kernels kTables[] = {
 #ifdef FD_X86
+    FD_TABLE(avx512bf16),
     FD_TABLE(avx512),
     FD_TABLE(avx2),
 #endif
@@ -24,6 +25,7 @@ const Kernels kTables[] = {
 bool runs_here(const char* level) {
 #ifdef FD_X86
   __builtin_cpu_init();
+  if (!strcmp(level, "avx512bf16")) return runs_here("avx512") && __builtin_cpu_supports("avx512bf16");
   if (!strcmp(level, "avx512"))
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

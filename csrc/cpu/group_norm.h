@@ -162,7 +162,7 @@ template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
 template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
   if constexpr (N == 1) store(p, a.v[0]);
   else for (int k = 0; k < N; k += 2) {
-    const vuint u = round_plain(a.v[k]) >> 16 | (round_plain(a.v[k + 1]) & 0xffff0000u);
+    const vuint u = round_pair(a.v[k], a.v[k + 1]);
     memcpy(p + k * kWidth, &u, sizeof u);
   }
 }

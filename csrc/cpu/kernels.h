@@ -1,6 +1,6 @@
 // The CPU half's table: one entry per op, one table per SIMD level, filled at load (dispatch.cpp).
 //
-// Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512 | avx2 | baseline and the level's -m flags, and
+// Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512bf16 | avx512 | avx2 | baseline and the level's -m flags, and
 // defines its functions in namespace fastdiff::FD_LEVEL. No standard-library template may be instantiated in such a file:
 // the linker would merge an AVX-512 copy into the baseline.
 #pragma once
@@ -23,6 +23,7 @@
 
 namespace fastdiff {
 
+FD_DECLARE_LEVEL(avx512bf16)
 FD_DECLARE_LEVEL(avx512)
 FD_DECLARE_LEVEL(avx2)
 FD_DECLARE_LEVEL(baseline)

@@ -46,7 +46,7 @@ def simd_level():
 
 
 def set_simd_level(level):
-    """Use "avx512", "avx2", "baseline" or "auto", the widest this processor has."""
+    """Use "avx512bf16", "avx512", "avx2", "baseline" or "auto", the widest this processor has."""
     against = _C.set_simd_level(level)
     if against:
         raise ValueError(f"SIMD level must be one that runs here, got {level!r}: {against}")

@@ -20,7 +20,7 @@ LONG = {
     "test_probabilities_of_all_levels_add_up", "test_decoder_is_improved_diffusions",
     "test_bounds_are_improved_diffusions", "test_loss_of_the_process",
 }  # fmt: skip
-LEVELS = ("avx512", "avx2", "baseline")
+LEVELS = ("avx512bf16", "avx512", "avx2", "baseline")
 
 
 def pytest_configure(config):

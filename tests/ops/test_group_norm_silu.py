@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import fastdiff
 from fastdiff import ops
 from tests.ops.accuracy import assert_in_budget, error_of, same_bits
-from tests.ops.conftest import on_device, running_on
+from tests.ops.conftest import LEVELS, on_device, running_on
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -220,7 +220,7 @@ def test_bits_do_not_depend_on_batch_or_position(backend, device, memory_format)
             assert same_bits(alone[i], together[i][b : b + 1])
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
 @pytest.mark.parametrize("shape", [(3, 16, 33, 31), (1, 8, 130, 129), (2, 64, 1, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -295,9 +295,9 @@ def test_more_elements_than_32_bits_count():
 
 
 def test_modules_that_use_it_copy_and_pickle():
-    from fastdiff.models import layers
+    from fastdiff.models import norms
 
-    module = layers.GroupNormSiLU(8, groups=4)
+    module = norms.GroupNormSiLU(8, groups=4)
     x = torch.randn(2, 8, 3, 3)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert same_bits(other(x), module(x))

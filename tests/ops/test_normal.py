@@ -8,7 +8,7 @@ import fastdiff
 from fastdiff import ops
 from fastdiff.ops import native, reference, rng
 from tests.ops.accuracy import same_bits, ulp
-from tests.ops.conftest import on_device
+from tests.ops.conftest import LEVELS, on_device
 
 SHAPES = {
     "whole blocks": (2, 4, 8, 8),
@@ -60,7 +60,7 @@ def test_bits_do_not_depend_on_batch_or_position(backend, device):
     assert same_bits(ops.normal((5, 3, 6, 7), key, ids.flip(0)), together.flip(0))
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_bits_do_not_depend_on_threads_or_alignment(level):
     from tests.ops.conftest import running_on
 

@@ -7,7 +7,7 @@ import fastdiff
 from fastdiff import ops
 from fastdiff.ops import rng, rows
 from tests.ops.accuracy import assert_in_budget, error_of, same_bits
-from tests.ops.conftest import on_device
+from tests.ops.conftest import LEVELS, on_device
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -310,7 +310,7 @@ def test_nan_passes_the_clip(backend, device):
     assert ops.reverse_step(x, None, coefficients, torch.zeros((), dtype=torch.int64, device=device)).isnan().all()
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_bits_do_not_depend_on_threads_or_alignment(level):
     from tests.ops.conftest import running_on
 
