@@ -47,6 +47,11 @@ template <class V, int N> FD_SIMD Pack<V, N> operator*(Pack<V, N> a, Pack<V, N> 
   return a;
 }
 
+template <class V, int N> FD_SIMD Pack<V, N> operator/(Pack<V, N> a, Pack<V, N> b) {
+  for (int k = 0; k < N; ++k) a.v[k] /= b.v[k];
+  return a;
+}
+
 template <class V, int N> FD_SIMD Pack<V, N> madd(Pack<V, N> a, Pack<V, N> b, Pack<V, N> c) {
   for (int k = 0; k < N; ++k) a.v[k] = madd(a.v[k], b.v[k], c.v[k]);
   return a;
@@ -68,7 +73,7 @@ template <> constexpr double kFactor<double> = -kLog2E;
 
 // k 2^r within 2^-28 (degree 6), 2^-23 (5) or 2^-18 (4), minimax: of r in [0, 1] where 2^floor(t) is one instruction, else
 // of |r| <= 1/2.
-template <int kDegree> FD_SIMD vfloat exp2_fraction(vfloat r) {
+template <int kDegree, int N> FD_SIMD Pack<vfloat, N> exp2_fraction(Pack<vfloat, N> r) {
 #if defined(__AVX512F__)
   constexpr float kTerms[3][7] = {
       {-1.44269872f, -0.999793172f, -0.348328263f, -0.0750366747f, -0.019525677f},
@@ -82,35 +87,45 @@ template <int kDegree> FD_SIMD vfloat exp2_fraction(vfloat r) {
       {-1.44269502f, -1.0f, -0.346573532f, -0.0800743178f, -0.0138765462f, -0.00193320145f, -2.2139326e-4f},
   };
 #endif
-  vfloat q = set1(kTerms[kDegree - 4][kDegree]);
-  for (int i = kDegree - 1; i >= 0; --i) q = madd(q, r, set1(kTerms[kDegree - 4][i]));
+  Pack<vfloat, N> q = broadcast_pack<N>(kTerms[kDegree - 4][kDegree]);
+  for (int i = kDegree - 1; i >= 0; --i) q = madd(q, r, broadcast_pack<N>(kTerms[kDegree - 4][i]));
   return q;
 }
 
-// k (1 + 2^t); NaN passes.
-template <int kDegree> FD_SIMD vfloat one_and_exp2(vfloat t) {
+// k (1 + 2^t); NaN passes. Vectors go through in step: one after the other they would fill the scheduler with waiting.
+template <int kDegree, int N> FD_SIMD Pack<vfloat, N> one_and_exp2(Pack<vfloat, N> t) {
+  Pack<vfloat, N> r, power;
 #if defined(__AVX512F__)
-  const vfloat r = (vfloat)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF);
-  return (vfloat)_mm512_scalef_ps((__m512)exp2_fraction<kDegree>(r), (__m512)t) - float(kLog2E);
+  for (int k = 0; k < N; ++k) r.v[k] = (vfloat)_mm512_reduce_ps((__m512)t.v[k], _MM_FROUND_TO_NEG_INF);
+  power = exp2_fraction<kDegree>(r);
+  for (int k = 0; k < N; ++k) power.v[k] = (vfloat)_mm512_scalef_ps((__m512)power.v[k], (__m512)t.v[k]);
 #else
   const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
-  const vfloat limited = limit(t, -125.0f, 125.0f);                    // 2^n stays a number
-  const vfloat shifted = limited + magic, power = exp2_fraction<kDegree>(limited - (shifted - magic));
-  return as_float(as_uint(power) + (as_uint(shifted) << 23)) - float(kLog2E);
+  Pack<vfloat, N> shifted;
+  for (int k = 0; k < N; ++k) {
+    const vfloat limited = limit(t.v[k], -125.0f, 125.0f);             // 2^n stays a number
+    shifted.v[k] = limited + magic;
+    r.v[k] = limited - (shifted.v[k] - magic);
+  }
+  power = exp2_fraction<kDegree>(r);
+  for (int k = 0; k < N; ++k) power.v[k] = as_float(as_uint(power.v[k]) + (as_uint(shifted.v[k]) << 23));
 #endif
+  return power + broadcast_pack<N>(kFactor<vfloat>);
 }
 
-template <int kDegree> FD_SIMD double one_and_exp2(double t) { return -kLog2E * (1 + __builtin_exp2(t)); }
-
-// h sigmoid(h) of k h.
-template <int kDegree, class V, int N> FD_SIMD Pack<V, N> silu(Pack<V, N> t) {
-  for (int k = 0; k < N; ++k) t.v[k] /= one_and_exp2<kDegree>(t.v[k]);
+template <int kDegree, int N> FD_SIMD Pack<double, N> one_and_exp2(Pack<double, N> t) {
+  for (int k = 0; k < N; ++k) t.v[k] = -kLog2E * (1 + __builtin_exp2(t.v[k]));
   return t;
 }
 
+// h sigmoid(h) of k h.
+template <int kDegree, class V, int N> FD_SIMD Pack<V, N> silu(Pack<V, N> t) {
+  return t / one_and_exp2<kDegree>(t);
+}
+
 template <int kDegree, class V, int N> FD_SIMD Pack<V, N> sigmoid(Pack<V, N> h) {
-  for (int k = 0; k < N; ++k) h.v[k] = kFactor<V> / one_and_exp2<kDegree>(h.v[k] * kFactor<V>);
-  return h;
+  const Pack<V, N> factor = broadcast_pack<N>(kFactor<V>);
+  return factor / one_and_exp2<kDegree>(h * factor);
 }
 
 // As good as a result that is rounded to T once more needs.

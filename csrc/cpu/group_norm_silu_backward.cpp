@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kPiece = 64;         // rows, or steps of a run, of one float32 sum
 constexpr int64_t kBatch = 32;         // samples of one float32 sum
+template <int n> struct Size { static constexpr int value = n; };
 enum Plane { kP, kQ, kR, kGain, kOffset, kPlanes };   // of the workspace, [B, kPlanes, C]
 
 // n = d rstd + offset with d = x - center, so that the sums over n follow from those over d.
@@ -56,12 +57,28 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     Any<S>::set(this->plane(b, plane), kArithmetic<T>, c, lanes, v);
   }
 
-  // Places for dh: those of a run or of a row of columns, and the end's.
+  // Between the walks dh lies where grad_x will, if that is of dh's dtype and no end is worked out twice.
+  static constexpr bool kSame = sizeof(T) == sizeof(S);
+  bool whole(int64_t channels) const { return channels * repeat % kStep<T> == 0; }
+  bool in_place() const {
+    if (!kSame) return false;
+    if (!this->by_columns) return p.S % kLanes<T> == 0;
+    return whole(p.C) && whole(this->batch * D) && (this->batch > 1 || whole(most));
+  }
+
+  // Else in places of its own: those of a run or of a row of columns, and the end's.
   static int64_t padded(int64_t n) { return n / kStep<T> * kStep<T> + kStep<T>; }
   int64_t kept(int64_t channels) const {
-    if (!p.grad_x) return 0;
+    if (!p.grad_x || in_place()) return 0;
     return this->by_columns ? rows * padded(channels * repeat) : channels * padded(p.S);
   }
+
+  // The dh of a channel's run, or of a block's first row, and from row to row.
+  S* dh_of(int64_t b, const Block<T>& k, int64_t i) const {
+    if constexpr (kSame) if (in_place()) return this->sample(p.grad_x, b) + (k.c0 + i) * (this->by_columns ? repeat : p.S);
+    return k.dh + i * padded(p.S);
+  }
+  int64_t dh_row(const Block<T>& k) const { return in_place() ? this->width() : padded((k.c1 - k.c0) * repeat); }
 
   // ---- Terms ----
 
@@ -140,8 +157,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   void sum_run(int64_t b, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
-    S* dh = k.dh + i * padded(p.S);
-    if (p.S == kLanes<T>) return sum_vector(x, grad_y, dh, k, i, row);
+    S* dh = p.grad_x ? dh_of(b, k, i) : nullptr;
     constexpr int64_t kLong = kPiece * kStep<T>;
     V total[3] = {};
     for (int64_t begin = 0; begin < p.S; begin += kLong) {
@@ -150,27 +166,59 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
         const auto e = at_run<decltype(place)::kPack>(place, x + begin, grad_y + begin, k, i);
         if (p.grad_x) place.set_term(dh + begin, e.dh);
         const PackOf<T, 2> dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
-        P = P + dh_new, Q = madd(dh_new, d, Q), R = R + d;
+        P = P + dh_new, Q = madd(dh_new, d, Q);
+        if (p.grad_add) R = R + d;
       });
       total[kP] += P.v[0] + P.v[1], total[kQ] += Q.v[0] + Q.v[1], total[kR] += R.v[0] + R.v[1];
     }
     for (int s = 0; s < sums(); ++s) store(row[s], total[s]);
   }
 
-  // The same of a channel that is one vector.
-  void sum_vector(const T* x, const T* grad_y, S* dh, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
-    const Whole<T, 1> place{0};
-    const Element<T, 1> e = at_run<1>(place, x, grad_y, k, i);
-    if (p.grad_x) place.set_term(dh, e.dh);
-    place.set_term(row[kP], e.dh);
-    place.set_term(row[kQ], e.dh * e.d);
-    if (p.grad_add) place.set_term(row[kR], e.d);
+  // Terms and vectors of M channels that are one vector each.
+  template <int M> static PackOf<T, M> each(const S* terms) {
+    PackOf<T, M> r;
+    for (int m = 0; m < M; ++m) r.v[m] = broadcast(terms[m]);
+    return r;
+  }
+  template <int M, class From> static PackOf<T, M> vectors(const From* run, int64_t stride = kLanes<T>) {
+    PackOf<T, M> r;
+    for (int m = 0; m < M; ++m) r.v[m] = load(run + m * stride);
+    return r;
+  }
+  template <int M, class To> static void set_vectors(To* run, PackOf<T, M> v, int64_t stride = kLanes<T>) {
+    for (int m = 0; m < M; ++m) store(run + m * stride, v.v[m]);
+  }
+
+  // body(j, M) for n such channels, four at a time.
+  template <class Body> static FD_INLINE void each_four(int64_t n, const Body& body) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) body(j, Size<4>());
+    for (; j < n; ++j) body(j, Size<1>());
+  }
+
+  // The sums of n such channels.
+  void sum_vectors(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
+    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
+    const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
+    S* const dh = p.grad_x ? dh_of(b, k, i) : nullptr;
+    const int64_t stride = in_place() ? p.S : padded(p.S);
+    each_four(n, [&](int64_t j, auto size) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      const int64_t at = j * kLanes<T>;
+      const Element<T, M> e = differentiate<T, kSilu, M>(vectors<M>(x + at), vectors<M>(grad_y + at),
+                                                         each<M>(k.center.v + i + j), each<M>(k.slope.v + i + j),
+                                                         each<M>(k.shift.v + i + j));
+      if (dh) set_vectors<M>(dh + j * stride, e.dh, stride);
+      set_vectors<M>(lanes[kP] + at, e.dh), set_vectors<M>(lanes[kQ] + at, e.dh * e.d);
+      if (p.grad_add) set_vectors<M>(lanes[kR] + at, e.d);
+    });
   }
 
   void sum_runs(int64_t b, const Block<T>& k) const {
     S lanes[3][kLanes<T> * kLanes<T>] = {};
     each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
-      for (int j = 0; j < count; ++j) {
+      if (p.S == kLanes<T>) sum_vectors(b, k, i, count, lanes);
+      else for (int j = 0; j < count; ++j) {
         S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
         sum_run(b, k, i + j, row);
       }
@@ -178,10 +226,28 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     });
   }
 
+  void apply_runs(int64_t b, const Block<T>& k) const {
+    if (p.S == kLanes<T>) return apply_vectors(b, k);
+    for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
+  }
+
+  void apply_vectors(int64_t b, const Block<T>& k) const {
+    const T* x = this->sample(p.x, b) + k.c0 * p.S;
+    T* grad_x = this->sample(p.grad_x, b) + k.c0 * p.S;
+    const S* dh = dh_of(b, k, 0);
+    const int64_t stride = in_place() ? p.S : padded(p.S);
+    each_four(k.c1 - k.c0, [&](int64_t i, auto size) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      const int64_t at = i * kLanes<T>;
+      const auto rest = madd(vectors<M>(x + at) - each<M>(k.center.v + i), each<M>(k.tilt.v + i), each<M>(k.level.v + i));
+      set_vectors<M>(grad_x + at, madd(vectors<M>(dh + i * stride, stride), each<M>(k.slope.v + i), rest));
+    });
+  }
+
   void apply_run(int64_t b, const Block<T>& k, int64_t i) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     T* grad_x = this->sample(p.grad_x, b) + (k.c0 + i) * p.S;
-    const S* dh = k.dh + i * padded(p.S);
+    const S* dh = dh_of(b, k, i);
     sweep_run<T, 4>(p.S, [&](auto place) FD_INLINE {
       constexpr int M = decltype(place)::kPack;
       const PackOf<T, M> d = place.load(x) - broadcast_pack<M>(k.center.v[i]);
@@ -195,9 +261,10 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   // A column's sums, piece by piece of its rows.
   template <class Place>
   FD_INLINE void sum_columns_at(Place place, int64_t b, const Block<T>& k, Channels<T> (&sums)[3]) const {
-    const int64_t width = this->width(), pad = padded((k.c1 - k.c0) * repeat);
+    const int64_t width = this->width(), pad = dh_row(k);
     const T* x = this->sample(p.x, b) + k.c0 * repeat;
     const T* grad_y = this->sample(p.grad_y, b) + k.c0 * repeat;
+    S* const dh = p.grad_x ? dh_of(b, k, 0) : nullptr;
     const PackOf<T, 2> center = place.term(k.center.v), slope = place.term(k.slope.v), shift = place.term(k.shift.v),
                        zero = broadcast_pack<2>(S(0));
     PackOf<T, 2> total[3] = {zero, zero, zero};
@@ -206,8 +273,9 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
       for (int64_t row = begin; row < rows && row < begin + kPiece; ++row) {
         const auto e = differentiate<T, kSilu, 2>(place.load(x + row * width), place.load(grad_y + row * width), center,
                                                   slope, shift);
-        if (p.grad_x) place.set_term(k.dh + row * pad, e.dh);
-        P = P + e.dh, Q = madd(e.dh, e.d, Q), R = R + e.d;
+        if (p.grad_x) place.set_term(dh + row * pad, e.dh);
+        P = P + e.dh, Q = madd(e.dh, e.d, Q);
+        if (p.grad_add) R = R + e.d;
       }
       total[kP] = total[kP] + P, total[kQ] = total[kQ] + Q, total[kR] = total[kR] + R;
     }
@@ -230,15 +298,16 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   }
 
   void apply_columns(int64_t b, const Block<T>& k) const {
-    const int64_t width = this->width(), pad = padded((k.c1 - k.c0) * repeat);
+    const int64_t width = this->width(), pad = dh_row(k);
     const T* x = this->sample(p.x, b) + k.c0 * repeat;
+    const S* dh = dh_of(b, k, 0);
     T* grad_x = this->sample(p.grad_x, b) + k.c0 * repeat;
     sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE {
       const PackOf<T, 2> center = place.term(k.center.v), slope = place.term(k.slope.v), tilt = place.term(k.tilt.v),
                          level = place.term(k.level.v);
       for (int64_t row = 0; row < rows; ++row) {
         const PackOf<T, 2> rest = madd(place.load(x + row * width) - center, tilt, level);
-        place.store(grad_x + row * width, madd(place.term(k.dh + row * pad), slope, rest));
+        place.store(grad_x + row * width, madd(place.term(dh + row * pad), slope, rest));
       }
     });
   }
@@ -253,8 +322,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 
   void second_walk(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
     begin_second(b, k, g0, means);
-    if (this->by_columns) return apply_columns(b, k);
-    for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
+    this->by_columns ? apply_columns(b, k) : apply_runs(b, k);
   }
 
   // Groups [g0, g1) of sample b.
