@@ -170,6 +170,15 @@ def test_extreme_values_of_silu(backend, device):
     assert torch.allclose(y.flatten().cpu(), F.silu(x.cpu()), rtol=1e-6, atol=1e-30)
 
 
+def test_bfloat16_results_below_the_smallest_normal_number(backend, device):
+    """avx512bf16 rounds them to 0, others as any."""
+    x = torch.randn(1, 64, 4, 4, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
+    weight = torch.full((64,), 1e-38, device=device)
+    y = ops.group_norm_silu(x, 2, weight)
+    exact = eager(x.double().cpu(), weight.double().cpu(), None, None, None, None, 2)
+    assert (y.double().cpu() - exact).abs().max() <= 2.0**-126 and y.double().abs().max() > 1e-38
+
+
 def test_nan_stays_in_its_group(backend, device):
     x = torch.randn(2, 8, 3, 3, device=device)
     x[0, 1, 1, 1] = float("nan")
@@ -222,7 +231,7 @@ def test_bits_do_not_depend_on_batch_or_position(backend, device, memory_format)
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
-@pytest.mark.parametrize("shape", [(3, 16, 33, 31), (1, 8, 130, 129), (2, 64, 1, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 16, 33, 31), (1, 8, 130, 129), (2, 64, 1, 3), (1, 512, 16, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_do_not_depend_on_threads_or_alignment(level, memory_format, shape, dtype):
     with running_on(f"cpu-{level}"):
