@@ -46,13 +46,13 @@ void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u
   product_core<kRows>(v, v_stride, u, C, m, m_stride);
 }
 
-// The prologue of one vector of channels: silu((x - center) * slope + shift).
+// The prologue of one vector of channels: silu((x - center) * slope + shift), where slope and shift hold silu's factor.
 template <class T> struct Prologue {
   vfloat center, slope, shift;
   bool silu;
   FD_INLINE vfloat operator()(vfloat x) const {
-    const vfloat h = madd(x - center, slope, shift);
-    return silu ? h * sigmoid<kDegree<T>>(h) : h;
+    const Pack<vfloat, 1> h = {{madd(x - center, slope, shift)}};
+    return silu ? fastdiff::FD_LEVEL::silu<kDegree<T>>(h).v[0] : h.v[0];
   }
 };
 
@@ -248,10 +248,11 @@ template <class T> void prologue_terms(const Conv3x3Params& p, int64_t b, int64_
     const double rstd = 1 / __builtin_sqrt((variance > 0 ? variance : 0) + p.eps);
     for (int64_t i = c; i < c + D; ++i) {
       const double film = p.scale ? 1 + double(p.scale[b * p.scale_stride + i]) : 1;
-      const double gain = (p.norm_weight ? p.norm_weight[i] : 1) * film;
+      const double factor = p.silu ? kFactor<float> : 1;
+      const double gain = factor * film * (p.norm_weight ? p.norm_weight[i] : 1);
       slope[i] = float(rstd * gain);
-      shift[i] = float((p.norm_bias ? p.norm_bias[i] : 0) * film + (p.shift ? p.shift[b * p.shift_stride + i] : 0) -
-                       rest * rstd * gain);
+      const double offset = (p.norm_bias ? p.norm_bias[i] : 0) * film + (p.shift ? p.shift[b * p.shift_stride + i] : 0);
+      shift[i] = float(factor * offset - rest * rstd * gain);
     }
   }
 }
