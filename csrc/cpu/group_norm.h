@@ -65,14 +65,15 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
-// SiLU is worked out from t = k h with k = -log2 e, which comes for nothing with the terms of h: exp(-h) = 2^t, and with a
-// polynomial for k 2^t the factor goes where a 1 would stand: h / (1 + exp(-h)) = t / (k + k 2^t). (h > 2.3e38 overflows.)
+// SiLU is worked out from t = k h with k = -log2 e, which comes for nothing with the terms of h: exp(-h) = 2^t, and with
+// a polynomial for k 2^t the factor goes where a 1 would stand: h / (1 + exp(-h)) = t / (k + k 2^t). (h > 2.3e38
+// overflows.)
 constexpr double kLog2E = 1.44269504088896341;
 template <class V> constexpr float kFactor = float(-kLog2E);
 template <> constexpr double kFactor<double> = -kLog2E;
 
-// k 2^r within 2^-28 (degree 6), 2^-23 (5) or 2^-18 (4), minimax: of r in [0, 1] where 2^floor(t) is one instruction, else
-// of |r| <= 1/2.
+// k 2^r within 2^-26 (degree 6), 2^-23 (5) or 2^-18 (4), minimax: of r in [0, 1] where 2^floor(t) is one instruction,
+// else of |r| <= 1/2.
 template <int kDegree, int N> FD_SIMD Pack<vfloat, N> exp2_fraction(Pack<vfloat, N> r) {
 #if defined(__AVX512F__)
   constexpr float kTerms[3][7] = {

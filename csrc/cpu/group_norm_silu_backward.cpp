@@ -75,7 +75,8 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 
   // The dh of a channel's run, or of a block's first row, and from row to row.
   S* dh_of(int64_t b, const Block<T>& k, int64_t i) const {
-    if constexpr (kSame) if (in_place()) return this->sample(p.grad_x, b) + (k.c0 + i) * (this->by_columns ? repeat : p.S);
+    const int64_t places = this->by_columns ? repeat : p.S;
+    if constexpr (kSame) if (in_place()) return this->sample(p.grad_x, b) + (k.c0 + i) * places;
     return k.dh + i * padded(p.S);
   }
   int64_t dh_row(const Block<T>& k) const { return in_place() ? this->width() : padded((k.c1 - k.c0) * repeat); }
@@ -239,7 +240,8 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     each_four(k.c1 - k.c0, [&](int64_t i, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
       const int64_t at = i * kLanes<T>;
-      const auto rest = madd(vectors<M>(x + at) - each<M>(k.center.v + i), each<M>(k.tilt.v + i), each<M>(k.level.v + i));
+      const PackOf<T, M> d = vectors<M>(x + at) - each<M>(k.center.v + i);
+      const PackOf<T, M> rest = madd(d, each<M>(k.tilt.v + i), each<M>(k.level.v + i));
       set_vectors<M>(grad_x + at, madd(vectors<M>(dh + i * stride, stride), each<M>(k.slope.v + i), rest));
     });
   }

@@ -1,8 +1,8 @@
 // The CPU half's table: one entry per op, one table per SIMD level, filled at load (dispatch.cpp).
 //
-// Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512bf16 | avx512 | avx2 | baseline and the level's -m flags, and
-// defines its functions in namespace fastdiff::FD_LEVEL. No standard-library template may be instantiated in such a file:
-// the linker would merge an AVX-512 copy into the baseline.
+// Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512bf16 | avx512 | avx2 | baseline and the level's -m
+// flags, and defines its functions in namespace fastdiff::FD_LEVEL. No standard-library template may be instantiated in
+// such a file: the linker would merge an AVX-512 copy into the baseline.
 #pragma once
 #include "../params.h"
 
