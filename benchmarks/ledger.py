@@ -40,10 +40,11 @@ def reverse_step(shape, row, size, model_size, guided=False, input_size=0, copie
     return moved | ({"rng": 16, "sample_ids": 8 * shape[0]} if drawn else {})
 
 
-def group_norm_silu(shape, size, reads=1):
-    """The activation alone. reads: 1 where a group's tile fits on chip, else 2."""
+def group_norm_silu(shape, size, reads=1, residual=False):
+    """The activation alone. reads: 1 where a group's tile fits on chip, else 2. Dropout moves nothing."""
     elements = math.prod(shape)
-    return {"x": reads * elements * size, "y": elements * size}
+    moved = {"x": reads * elements * size, "y": elements * size}
+    return moved | ({"residual": elements * size} if residual else {})
 
 
 def group_norm_silu_backward(shape, size, reads=1):
@@ -80,3 +81,14 @@ def vlb_terms_backward(shape, model_size, x_start_size, learned=True):
     moved = vlb_terms(shape, model_size, x_start_size, learned)
     moved["grad_terms"] = moved.pop("terms")
     return moved | {"grad": moved["model_output"]}
+
+
+def rms_norm_silu(shape, size):
+    """The activation alone, where a position's channels fit on chip."""
+    elements = math.prod(shape)
+    return {"x": elements * size, "y": elements * size}
+
+
+def rms_norm_silu_backward(shape, size):
+    elements = math.prod(shape)
+    return {name: elements * size for name in ("x", "grad_y", "grad_x")}

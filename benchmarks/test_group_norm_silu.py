@@ -49,3 +49,38 @@ def test_backward(measure, device, provider, kind, shape):
     grad_y = torch.randn_like(y)
     measure(f"group_norm_silu backward {list(shape)} {kind}", provider,
             lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True))  # fmt: skip
+
+
+def dropping(provider, groups, device, B):
+    """The end of a residual block: norm, SiLU, dropout, and the block's input added."""
+    if provider == "fastdiff":
+        counters = dict(rng=ops.rng.make_rng(1, device=device), sample_ids=torch.arange(B, device=device))
+        return lambda x, weight, bias, residual: ops.group_norm_silu(
+            x, groups, weight, bias, dropout=0.1, residual=residual, **counters
+        )
+    return provided(
+        provider,
+        lambda x, weight, bias, residual: residual + F.dropout(F.silu(F.group_norm(x, groups, weight, bias)), 0.1),
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff"])
+def test_dropout_and_residual(measure, device, provider, kind, shape):
+    x, weight, bias, groups = make(device, shape, kind)
+    function, residual = dropping(provider, groups, device, shape[0]), torch.randn_like(x)
+    with torch.no_grad():
+        measure(f"group_norm_silu dropout {list(shape)} {kind}", provider, lambda: function(x, weight, bias, residual))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff"])
+def test_dropout_and_residual_backward(measure, device, provider, kind, shape):
+    *tensors, groups = make(device, shape, kind)
+    leaves = [value.requires_grad_() for value in (*tensors, torch.randn_like(tensors[0]))]
+    y = dropping(provider, groups, device, shape[0])(*leaves)
+    grad_y = torch.randn_like(y)
+    measure(f"group_norm_silu dropout backward {list(shape)} {kind}", provider,
+            lambda: torch.autograd.grad(y, leaves, grad_y, retain_graph=True))  # fmt: skip

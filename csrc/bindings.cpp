@@ -234,6 +234,14 @@ void normalization(Params& p, const Call& call, const Tensor& x, const Tensor& w
   p.silu = silu, p.num_threads = call.threads;
 }
 
+// rng, sample_ids, threshold, factor, stream.
+Dropout dropout(Arguments& a) {
+  Dropout drop = {};
+  drop.rng = a.tensor(), drop.sample_ids = a.tensor(), drop.threshold = uint32_t(a.integer());
+  drop.factor = a.number(), drop.stream = uint32_t(a.integer());
+  return drop;
+}
+
 PyObject* group_norm_silu(Arguments a) {
   const Call call(a);
   GroupNormSiluParams p = {};
@@ -243,6 +251,7 @@ PyObject* group_norm_silu(Arguments a) {
   const Tensor add = a.tensor(), scale = a.tensor(), shift = a.tensor();
   normalization(p, call, x, weight, bias, groups, add, scale, shift, a.truth());
   p.y = a.tensor(), p.mean = a.tensor(), p.rstd = a.tensor(), p.workspace = a.tensor();
+  if (a.more()) p.residual = a.tensor(), p.drop = dropout(a);
   return FD_RUN(group_norm_silu, p, p.B * p.C * p.S);
 }
 
@@ -258,6 +267,7 @@ PyObject* group_norm_silu_backward(Arguments a) {
   normalization(p, call, x, weight, bias, groups, add, scale, shift, a.truth());
   p.grad_x = a.tensor(), p.grad_weight = a.tensor(), p.grad_bias = a.tensor(), p.grad_add = a.tensor();
   p.grad_scale = a.tensor(), p.grad_shift = a.tensor(), p.workspace = a.tensor();
+  if (a.more()) p.drop = dropout(a);
   return FD_RUN(group_norm_silu_backward, p, p.B * p.C * p.S);
 }
 
@@ -356,6 +366,39 @@ PyObject* vlb_terms_backward(Arguments a) {
   return FD_RUN(vlb_terms_backward, p, p.B * p.C * p.H * p.W);
 }
 
+// What the two structs of rms_norm_silu share, read from weight on.
+template <class Params>
+void row_norm(Params& p, const Call& call, const Tensor& x, Arguments& a) {
+  const Tensor weight = a.tensor();
+  p.eps = a.number(), p.most = a.number();
+  const Tensor scale = a.tensor(), shift = a.tensor();
+  const Shape shape(x);
+  p.x = x, p.weight = weight, p.scale = scale, p.shift = shift;
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions();
+  p.scale_stride = scale.row_stride(), p.shift_stride = shift.row_stride();
+  p.dtype = x.dtype(), p.layout = x.layout(), p.weight_dtype = weight.dtype();
+  p.scale_dtype = scale.dtype(), p.shift_dtype = shift.dtype();
+  p.silu = a.truth(), p.num_threads = call.threads;
+}
+
+PyObject* rms_norm_silu(Arguments a) {
+  const Call call(a);
+  RmsNormSiluParams p = {};
+  row_norm(p, call, a.tensor(), a);
+  p.y = a.tensor();
+  return FD_RUN(rms_norm_silu, p, p.B * p.C * p.S);
+}
+
+PyObject* rms_norm_silu_backward(Arguments a) {
+  const Call call(a);
+  RmsNormSiluBackwardParams p = {};
+  p.grad_y = a.tensor();
+  row_norm(p, call, a.tensor(), a);
+  p.grad_x = a.tensor(), p.grad_weight = a.tensor(), p.grad_scale = a.tensor(), p.grad_shift = a.tensor();
+  p.workspace = a.tensor();
+  return FD_RUN(rms_norm_silu_backward, p, p.B * p.C * p.S);
+}
+
 #ifdef FD_CUDA
 // (x_start) -> floats of workspace.
 PyObject* loss_workspace(Arguments a) {
@@ -372,6 +415,16 @@ PyObject* workspace(Arguments a) {
   p.B = shape[0], p.C = shape[1], p.S = shape.positions(), p.G = a.integer();
   p.dtype = x.dtype(), p.layout = x.layout();
   return PyLong_FromLongLong(floats(p));
+}
+
+// x -> floats of workspace.
+PyObject* rms_norm_silu_backward_workspace(Arguments a) {
+  const Tensor x = a.tensor();
+  const Shape shape(x);
+  RmsNormSiluBackwardParams p = {};
+  p.B = shape[0], p.C = shape[1], p.S = shape.positions();
+  p.dtype = x.dtype(), p.layout = x.layout();
+  return PyLong_FromLongLong(cuda::rms_norm_silu_backward_workspace(p));
 }
 #endif
 
@@ -422,6 +475,8 @@ PyMethodDef methods[] = {
     method<group_norm_silu_backward>("group_norm_silu_backward"),
     method<conv3x3>("conv3x3"),
     method<conv3x3_pack>("conv3x3_pack"),
+    method<rms_norm_silu>("rms_norm_silu"),
+    method<rms_norm_silu_backward>("rms_norm_silu_backward"),
     method<conforms>("conforms"),
     method<diffusion_loss>("diffusion_loss"),
     method<diffusion_loss_backward>("diffusion_loss_backward"),
@@ -432,6 +487,7 @@ PyMethodDef methods[] = {
     method<workspace<GroupNormSiluParams, cuda::group_norm_silu_workspace>>("group_norm_silu_workspace"),
     method<workspace<GroupNormSiluBackwardParams, cuda::group_norm_silu_backward_workspace>>(
         "group_norm_silu_backward_workspace"),
+    method<rms_norm_silu_backward_workspace>("rms_norm_silu_backward_workspace"),
 #endif
     {nullptr, nullptr, 0, nullptr},
 };
@@ -449,6 +505,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("INDEX_OUT_OF_RANGE") = int(kIndexOutOfRange);
   module.attr("MISSING_INPUT") = int(kMissingInput);
   module.attr("CUDA_ERROR") = int(kCudaError);
+  module.attr("RMS_PARTS") = int(kRmsParts);
   module.attr("ROW_COLUMNS") = int(kRowColumns);
   module.attr("VLB_COLUMNS") = int(kVlbColumns);
 

@@ -107,6 +107,15 @@ struct ReverseStepParams {
   int32_t num_threads;
 };
 
+// Element i of a sample, in logical order, is kept where its word of the counter RNG is not below the threshold.
+struct Dropout {
+  const int64_t* rng;         // [2], or NULL: nothing is dropped
+  const int64_t* sample_ids;  // [B], NULL where rng is
+  double factor;              // of what is kept
+  uint32_t threshold;
+  uint32_t stream;            // 256 + layer
+};
+
 struct GroupNormSiluParams {
   const void* x;              // [B, C, S]
   const void* weight;         // [C] or NULL: 1
@@ -118,6 +127,8 @@ struct GroupNormSiluParams {
   void* mean;                 // [B, G] f32 (f64 where x is f64), of x + add; NULL on the CPU alone: not wanted
   void* rstd;                 // [B, G] likewise, NULL where mean is
   void* workspace;            // CUDA only: as many f32 as cuda::group_norm_silu_workspace says
+  const void* residual;       // [B, C, S], dtype and layout of x, or NULL
+  Dropout drop;               // of the activation, before the residual
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;   // elements
   double eps;
@@ -146,6 +157,7 @@ struct GroupNormSiluBackwardParams {
   void* grad_scale;           // [B, C] contiguous, scale_dtype, or NULL
   void* grad_shift;           // [B, C] contiguous, shift_dtype, or NULL
   void* workspace;            // [B, C, 5] f32 (f64 where x is f64); CUDA: see cuda::group_norm_silu_backward_workspace
+  Dropout drop;
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;
   int32_t dtype;
@@ -245,5 +257,49 @@ struct Conv3x3PackParams {
   int32_t tile;               // 2 | 4
   int32_t num_threads;
 };
+
+struct RmsNormSiluParams {
+  const void* x;              // [B, C, S]
+  const void* weight;         // [C] or NULL: 1
+  const void* scale;          // [B, C], unit channel stride, row stride scale_stride; or NULL
+  const void* shift;          // [B, C] likewise, or NULL
+  void* y;                    // [B, C, S], dtype and layout of x
+  int64_t B, C, S;
+  int64_t scale_stride, shift_stride;   // elements
+  double eps;
+  double most;                // of 1 / sqrt(mean of squares + eps); may be infinite
+  int32_t dtype;              // f32 | f16 | bf16 | f64
+  int32_t layout;
+  int32_t weight_dtype;
+  int32_t scale_dtype, shift_dtype;
+  int32_t silu;               // 0: no activation
+  int32_t num_threads;
+};
+
+struct RmsNormSiluBackwardParams {
+  const void* grad_y;         // [B, C, S], dtype and layout of x
+  const void* x;              // as in the forward pass, and so on
+  const void* weight;
+  const void* scale;
+  const void* shift;
+  void* grad_x;               // [B, C, S], dtype and layout of x, or NULL
+  void* grad_weight;          // [C] weight_dtype, or NULL
+  void* grad_scale;           // [B, C] contiguous, scale_dtype, or NULL
+  void* grad_shift;           // [B, C] contiguous, shift_dtype, or NULL
+  void* workspace;            // [B, kRmsParts, C, 2] f32 (f64 where x is f64); CUDA: see
+                              // cuda::rms_norm_silu_backward_workspace
+  int64_t B, C, S;
+  int64_t scale_stride, shift_stride;
+  double eps, most;
+  int32_t dtype;
+  int32_t layout;
+  int32_t weight_dtype;
+  int32_t scale_dtype, shift_dtype;
+  int32_t silu;
+  int32_t num_threads;
+};
+
+// Stretches of a sample's positions whose sums the C++ kernel keeps apart.
+constexpr int kRmsParts = 8;
 
 }  // namespace fastdiff

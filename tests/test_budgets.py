@@ -18,6 +18,10 @@ STREAMS = {
     "reverse_step_kernel": ("load", "store"),
     "group_norm_silu_kernel": ("load", "store"),
     "group_norm_silu_backward_kernel": ("load", "store"),
+    "group_norm_silu/epilogue_kernel": ("load", "store"),
+    "group_norm_silu_backward/dropout_kernel": ("load", "store"),
+    "rms_norm_silu_kernel": ("load", "store"),
+    "rms_norm_silu_backward_kernel": ("load", "store"),
     "whole_groups_kernel": ("load", "store"),
     "chunk_statistics_kernel": ("load",),
     "apply_kernel": ("load", "store"),
@@ -57,7 +61,7 @@ QUICK = ("normal f32 first", "q_sample f32 first of u8", "reverse_step f32 first
 
 def is_fast(row):
     """Whether whole vectors are promised."""
-    return row["case"] is not None and CASES[row["case"]].variant != "odd"
+    return row["case"] is not None and not CASES[row["case"]].variant.startswith("odd")
 
 
 def kernel_of(row):

@@ -16,6 +16,15 @@ BLOCKS = {  # of group_norm_silu: a group fits on chip, with or without all term
     "film": (16, 128, 32, 32),
     "large": (2, 256, 128, 128),
     "odd": (16, 128, 15, 15),
+    "dropout": (16, 128, 32, 32),    # and a residual; also where a group does not fit, and rows are no vectors
+    "large dropout": (2, 256, 128, 128),
+    "odd dropout": (16, 128, 15, 15),
+}
+PAGES = {  # of rms_norm_silu: a position's channels fit on chip, with or without all terms; they do not; neither fits
+    "": (16, 256, 32, 32),
+    "film": (16, 256, 32, 32),
+    "wide": (2, 8192, 8, 8),
+    "odd": (16, 129, 15, 15),
 }
 GROUPS, TIMESTEPS, COLUMNS = 32, 1000, 24
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.uint8: "u8"}
@@ -97,13 +106,24 @@ def _terms(new, B, C, film):
     return new(B, C), both[:, :C], both[:, C:]
 
 
+def dropped(variant):
+    return variant.endswith("dropout")
+
+
+def _drop(new, B, variant):
+    """rng, sample_ids, threshold, factor, stream."""
+    return (*_counters(new, B), 2**30, 4 / 3, 256) if dropped(variant) else ()
+
+
 def group_norm_silu(dtype, last, variant=""):
     shape, film = BLOCKS[variant], variant == "film"
     B, C = shape[:2]
 
     def arguments(new):
         x, y = (new(*shape, dtype=dtype, last=last) for _ in range(2))
-        return (x, new(C), new(C), GROUPS, 1e-5, *_terms(new, B, C, film), True, y, new(B, GROUPS), new(B, GROUPS))
+        residual = (new(*shape, dtype=dtype, last=last),) if dropped(variant) else ()
+        return (x, new(C), new(C), GROUPS, 1e-5, *_terms(new, B, C, film), True, y, new(B, GROUPS), new(B, GROUPS),
+                *residual, *_drop(new, B, variant))  # fmt: skip
 
     return Case("group_norm_silu", dtype, last, variant, arguments)
 
@@ -116,7 +136,7 @@ def group_norm_silu_backward(dtype, last, variant=""):
         grad_y, x, grad_x = (new(*shape, dtype=dtype, last=last) for _ in range(3))
         gradients = [new(B, C) if film else None for _ in range(3)]
         return (grad_y, x, new(B, GROUPS), new(B, GROUPS), new(C), new(C), GROUPS, *_terms(new, B, C, film), True,
-                grad_x, new(C), new(C), *gradients)  # fmt: skip
+                grad_x, new(C), new(C), *gradients, *_drop(new, B, variant))  # fmt: skip
 
     return Case("group_norm_silu_backward", dtype, last, variant, arguments)
 
@@ -157,6 +177,28 @@ def vlb_terms(dtype, last, exact=False, backward=False):
     return Case(name, dtype, last, "exact" if exact else "", arguments)
 
 
+def rms_norm_silu(dtype, last, variant=""):
+    shape, film = PAGES[variant], variant == "film"
+
+    def arguments(new):
+        x, y = (new(*shape, dtype=dtype, last=last) for _ in range(2))
+        return (x, new(shape[1]), 0.0, 1e13, *_terms(new, *shape[:2], film)[1:], True, y)
+
+    return Case("rms_norm_silu", dtype, last, variant, arguments)
+
+
+def rms_norm_silu_backward(dtype, last, variant=""):
+    shape, film = PAGES[variant], variant == "film"
+
+    def arguments(new):
+        grad_y, x, grad_x = (new(*shape, dtype=dtype, last=last) for _ in range(3))
+        gradients = [new(*shape[:2]) if film else None for _ in range(2)]
+        return (grad_y, x, new(shape[1]), 0.0, 1e13, *_terms(new, *shape[:2], film)[1:], True, grad_x, new(shape[1]),
+                *gradients)  # fmt: skip
+
+    return Case("rms_norm_silu_backward", dtype, last, variant, arguments)
+
+
 def _cases():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for last in (False, True):
@@ -169,6 +211,8 @@ def _cases():
             for backward in (False, True):
                 yield diffusion_loss(dtype, last, False, backward)
                 yield vlb_terms(dtype, last, False, backward)
+            for op in (rms_norm_silu, rms_norm_silu_backward):
+                yield from (op(dtype, last, variant) for variant in PAGES)
     for last in (False, True):
         yield q_sample(torch.float32, torch.float32, last, given=True)
         yield q_sample(torch.uint8, torch.bfloat16, last, training=True)

@@ -349,6 +349,11 @@ template <class V> FD_SIMD V rounded_off(V a, V b) {
   return (a - (difference + subtracted)) + (subtracted - b);
 }
 
+// A gradient that is a sum over nothing.
+FD_SIMD void clear(void* gradient, int64_t n, int32_t dtype) {
+  if (gradient) memset(gradient, 0, n * dtype_size(dtype));
+}
+
 // n values of a plain type, not initialised.
 template <class V> struct Scratch {
   V* const data;

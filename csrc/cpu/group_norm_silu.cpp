@@ -1,10 +1,11 @@
-// y = act(((x + add - mean) * rstd * weight + bias) * (1 + scale) + shift), statistics per sample and group.
+// y = drop(act(((x + add - mean) * rstd * weight + bias) * (1 + scale) + shift)) + residual, statistics per sample and
+// group.
 //
 // Statistics are two-pass: an eighth of the group gives a pivot, then sum and sum of squares of x - pivot are taken of all
 // of it. The pivot is the mean of a fraction f >= 1/8 of the group, so (pivot - mean)^2 <= variance / f, and subtracting the
 // squared mean of x - pivot costs at most a factor 1 + 1/f in precision, whatever the mean. Float32 sums are of bounded
 // length and are added up in float64. Partitions depend on the extents and the layout alone.
-#include "group_norm.h"
+#include "dropout.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
@@ -13,6 +14,7 @@ namespace {
 constexpr int kGroups = 64;            // groups taken together in one unit of work
 constexpr int64_t kUnit = 8192;        // elements of such a unit, and of one float32 sum of a run
 constexpr int64_t kPieceRows = 64;     // rows of one float32 sum of a column
+constexpr int64_t kMaskRun = 2048, kMaskRows = 64;   // elements of a run, and rows, whose mask is drawn at a time
 template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
 // Of k h where there is a SiLU, else of h.
@@ -29,7 +31,8 @@ FD_SIMD double as_stored(double v, double) { return v; }
 
 struct Totals { double sum, squares; };   // of x + add - pivot
 
-template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams> {
+// kEpilogue: there is dropout or a residual.
+template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, GroupNormSiluParams> {
   typedef Geometry<T, GroupNormSiluParams> Base;
   typedef Scalar<T> S;
   using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
@@ -126,20 +129,37 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     return finish(b, g, pivot, total);
   }
 
+  // Of what lies in a run as x does; kept and residual begin where it does.
+  template <class Place, class P>
+  FD_INLINE P finish(Place at, P v, const Mask<T>& mask, const T* kept, const T* residual) const {
+    if (p.drop.rng) v = mask.apply(v, at.load(kept));
+    return p.residual ? v + at.load(residual) : v;
+  }
+
   // Channels [c0, c1), at most kChannels; stats from the group of c0 on.
   void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<T> t;
     this->terms(b, c0, c1, stats, t);
     fold(t, c1 - c0);
+    const Mask<T> mask(p.drop, b, p.S);
+    const int64_t piece = kEpilogue ? kMaskRun : p.S;
+    T kept[kEpilogue ? kMaskRun : 1];
     for (int64_t c = c0; c < c1; ++c) {
       const T* x = this->sample(p.x, b) + c * p.S;
       T* y = this->sample(p.y, b) + c * p.S;
       const S center = t.center.v[c - c0], scale = t.rstd.v[c - c0], shift = t.shift.v[c - c0];
-      sweep_run<T, 4>(p.S, [&](auto at) FD_INLINE {
-        constexpr int n = decltype(at)::kPack;
-        const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
-        at.store(y, activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
-      });
+      const T* residual = kEpilogue && p.residual ? this->sample(p.residual, b) + c * p.S : nullptr;
+      for (int64_t begin = 0; begin < p.S; begin += piece) {
+        const int64_t length = p.S - begin < piece ? p.S - begin : piece;
+        if (kEpilogue) mask.run(c, begin, length, kept);
+        sweep_run<T, 4>(length, [&](auto at) FD_INLINE {
+          constexpr int n = decltype(at)::kPack;
+          const PackOf<T, n> d = at.load(x + begin) - broadcast_pack<n>(center);
+          PackOf<T, n> v = activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift)));
+          if constexpr (kEpilogue) v = finish(at, v, mask, kept, residual + begin);
+          at.store(y + begin, v);
+        });
+      }
     }
   }
 
@@ -251,11 +271,31 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
     for (Channels<T>* values : all) this->spread(*values, c1 - c0);
     const T* x = this->sample(p.x, b) + c0 * repeat;
     T* y = this->sample(p.y, b) + c0 * repeat;
+    if constexpr (kEpilogue) return finish_columns(b, c0, c1, t, x, y);
     sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
       const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
       for (int64_t row = 0; row < rows; ++row)
         at.store(y + row * this->width(), activate<T, kSilu>(madd(at.load(x + row * this->width()) - center, slope, shift)));
     });
+  }
+
+  // The same with dropout or a residual, some rows at a time.
+  void finish_columns(int64_t b, int64_t c0, int64_t c1, const Terms<T>& t, const T* x, T* y) const {
+    const int64_t columns = (c1 - c0) * repeat, width = this->width();
+    const T* residual = p.residual ? this->sample(p.residual, b) + c0 * repeat : nullptr;
+    const Mask<T> mask(p.drop, b, p.S);
+    Scratch<T> kept(p.drop.rng ? columns * (rows < kMaskRows ? rows : kMaskRows) : 0);
+    for (int64_t begin = 0; begin < rows; begin += kMaskRows) {
+      const int64_t end = begin + kMaskRows < rows ? begin + kMaskRows : rows;
+      rows == 1 ? mask.run(c0, 0, columns, kept.data) : mask.columns(c0, c1, begin, end - begin, kept.data);
+      sweep<T, 2>(columns, [&](auto at) FD_INLINE {
+        const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
+        for (int64_t row = begin; row < end; ++row) {
+          const PackOf<T, 2> v = activate<T, kSilu>(madd(at.load(x + row * width) - center, slope, shift));
+          at.store(y + row * width, finish(at, v, mask, kept.data + (row - begin) * columns, residual + row * width));
+        }
+      });
+    }
   }
 
   // Groups [g0, g1) of sample b; where they are several there is one block.
@@ -300,7 +340,8 @@ template <class T, bool kSilu> struct Forward : Geometry<T, GroupNormSiluParams>
 };
 
 template <class T> void forward(const GroupNormSiluParams& p) {
-  p.silu ? Forward<T, true>(p).run() : Forward<T, false>(p).run();
+  if (p.residual || p.drop.rng) p.silu ? Forward<T, true, true>(p).run() : Forward<T, false, true>(p).run();
+  else p.silu ? Forward<T, true, false>(p).run() : Forward<T, false, false>(p).run();
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + shift', dh = grad_y * act'(h), and per
-// sample and channel P = sum dh, Q = sum dh n, R = sum n:
+// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + shift', dh = drop(grad_y) * act'(h),
+// and per sample and channel P = sum dh, Q = sum dh n, R = sum n:
 //
 //     grad_x = rstd (gain dh - A / N - n B / N)   A = sum of gain P over the group, B = sum of gain Q, N elements in it
 //
 // and every other gradient is a combination of P, Q and R. A unit of work is some groups of a sample: the first walk makes
 // their sums and keeps dh, the second grad_x. Partitions depend on the extents and the layout alone.
-#include "group_norm.h"
+#include "dropout.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
@@ -34,10 +34,11 @@ FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<
 template <class T> struct Block {
   int64_t c0, c1;
   Scalar<T>* dh;
+  T* mask;                           // dropout's, laid out as x: a channel after the other, or a row
   Channels<T> center, slope, shift, tilt, level;
 };
 
-template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwardParams> {
+template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNormSiluBackwardParams> {
   typedef Geometry<T, GroupNormSiluBackwardParams> Base;
   typedef Scalar<T> S;
   typedef Vector<T> V;
@@ -80,6 +81,20 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     return k.dh + i * padded(p.S);
   }
   int64_t dh_row(const Block<T>& k) const { return in_place() ? this->width() : padded((k.c1 - k.c0) * repeat); }
+
+  // grad_y of the forward pass before its dropout; mask begins where the run does.
+  template <class Place>
+  FD_INLINE PackOf<T, Place::kPack> load_grad_y(Place place, int64_t b, const T* grad_y, const T* mask) const {
+    const PackOf<T, Place::kPack> v = place.load(grad_y);
+    if constexpr (kDrop) return Mask<T>(p.drop, b, p.S).apply(v, place.load(mask));
+    else return v;
+  }
+
+  void draw(int64_t b, const Block<T>& k) const {
+    const Mask<T> drawn(p.drop, b, p.S);
+    if (this->by_columns && rows > 1) drawn.columns(k.c0, k.c1, 0, rows, k.mask);
+    else drawn.run(k.c0, 0, (k.c1 - k.c0) * p.S, k.mask);
+  }
 
   // ---- Terms ----
 
@@ -149,8 +164,10 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   // ---- Runs ----
 
   template <int M, class Place>
-  FD_INLINE Element<T, M> at_run(Place place, const T* x, const T* grad_y, const Block<T>& k, int64_t i) const {
-    return differentiate<T, kSilu, M>(place.load(x), place.load(grad_y), broadcast_pack<M>(k.center.v[i]),
+  FD_INLINE Element<T, M> at_run(Place place, int64_t b, const T* x, const T* grad_y, const T* mask, const Block<T>& k,
+                                 int64_t i) const {
+    return differentiate<T, kSilu, M>(place.load(x), load_grad_y(place, b, grad_y, mask),
+                                      broadcast_pack<M>(k.center.v[i]),
                                       broadcast_pack<M>(k.slope.v[i]), broadcast_pack<M>(k.shift.v[i]));
   }
 
@@ -158,13 +175,14 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
   void sum_run(int64_t b, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
+    const T* mask = kDrop ? k.mask + i * p.S : nullptr;
     S* dh = p.grad_x ? dh_of(b, k, i) : nullptr;
     constexpr int64_t kLong = kPiece * kStep<T>;
     V total[3] = {};
     for (int64_t begin = 0; begin < p.S; begin += kLong) {
       PackOf<T, 2> P = broadcast_pack<2>(S(0)), Q = P, R = P;
       sweep_run<T, 2>(p.S - begin < kLong ? p.S - begin : kLong, [&](auto place) FD_INLINE {
-        const auto e = at_run<decltype(place)::kPack>(place, x + begin, grad_y + begin, k, i);
+        const auto e = at_run<decltype(place)::kPack>(place, b, x + begin, grad_y + begin, mask + begin, k, i);
         if (p.grad_x) place.set_term(dh + begin, e.dh);
         const PackOf<T, 2> dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
         P = P + dh_new, Q = madd(dh_new, d, Q);
@@ -206,9 +224,10 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     each_four(n, [&](int64_t j, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
       const int64_t at = j * kLanes<T>;
-      const Element<T, M> e = differentiate<T, kSilu, M>(vectors<M>(x + at), vectors<M>(grad_y + at),
-                                                         each<M>(k.center.v + i + j), each<M>(k.slope.v + i + j),
-                                                         each<M>(k.shift.v + i + j));
+      PackOf<T, M> upstream = vectors<M>(grad_y + at);
+      if constexpr (kDrop) upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M>(k.mask + (i + j) * p.S));
+      const Element<T, M> e = differentiate<T, kSilu, M>(vectors<M>(x + at), upstream, each<M>(k.center.v + i + j),
+                                                         each<M>(k.slope.v + i + j), each<M>(k.shift.v + i + j));
       if (dh) set_vectors<M>(dh + j * stride, e.dh, stride);
       set_vectors<M>(lanes[kP] + at, e.dh), set_vectors<M>(lanes[kQ] + at, e.dh * e.d);
       if (p.grad_add) set_vectors<M>(lanes[kR] + at, e.d);
@@ -273,8 +292,9 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     for (int64_t begin = 0; begin < rows; begin += kPiece) {
       PackOf<T, 2> P = zero, Q = zero, R = zero;
       for (int64_t row = begin; row < rows && row < begin + kPiece; ++row) {
-        const auto e = differentiate<T, kSilu, 2>(place.load(x + row * width), place.load(grad_y + row * width), center,
-                                                  slope, shift);
+        const T* mask = kDrop ? k.mask + row * (k.c1 - k.c0) * repeat : nullptr;
+        const auto e = differentiate<T, kSilu, 2>(
+            place.load(x + row * width), load_grad_y(place, b, grad_y + row * width, mask), center, slope, shift);
         if (p.grad_x) place.set_term(dh + row * pad, e.dh);
         P = P + e.dh, Q = madd(e.dh, e.d, Q);
         if (p.grad_add) R = R + e.d;
@@ -318,6 +338,7 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 
   void first_walk(int64_t b, Block<T>& k) const {
     begin(b, k);
+    if (kDrop) draw(b, k);
     this->by_columns ? sum_columns(b, k) : sum_runs(b, k);
     finish(b, k);
   }
@@ -332,9 +353,11 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
     const int64_t c0 = g0 * D, c1 = g1 * D, blocks = (c1 - c0 + most - 1) / most;
     Scratch<Block<T>> block(blocks);
     Scratch<S> dh(blocks * kept(most)), means(2 * (g1 - g0));
+    Scratch<T> masks(kDrop ? blocks * most * p.S : 0);
     for (int64_t i = 0; i < blocks; ++i) {
       Block<T>& k = block.data[i];
       k.c0 = c0 + i * most, k.c1 = k.c0 + most < c1 ? k.c0 + most : c1, k.dh = dh.data + i * kept(most);
+      k.mask = kDrop ? masks.data + i * most * p.S : nullptr;
     }
     parallel_for(blocks, threads, [&](int64_t i) { first_walk(b, block.data[i]); });
     if (!p.grad_x && !p.grad_add) return;
@@ -401,12 +424,8 @@ template <class T, bool kSilu> struct Backward : Geometry<T, GroupNormSiluBackwa
 };
 
 template <class T> void backward(const GroupNormSiluBackwardParams& p) {
-  p.silu ? Backward<T, true>(p).run() : Backward<T, false>(p).run();
-}
-
-// Sums over nothing.
-void clear(void* gradient, int64_t n, int32_t dtype) {
-  if (gradient) memset(gradient, 0, n * dtype_size(dtype));
+  if (p.drop.rng) p.silu ? Backward<T, true, true>(p).run() : Backward<T, false, true>(p).run();
+  else p.silu ? Backward<T, true, false>(p).run() : Backward<T, false, false>(p).run();
 }
 
 void clear_all(const GroupNormSiluBackwardParams& p) {

@@ -19,6 +19,8 @@
   Status vlb_terms_backward(const VlbTermsParams& p);                          \
   Status conv3x3(const Conv3x3Params& p);                                      \
   Status conv3x3_pack(const Conv3x3PackParams& p);                             \
+  Status rms_norm_silu(const RmsNormSiluParams& p);                            \
+  Status rms_norm_silu_backward(const RmsNormSiluBackwardParams& p);           \
   }
 
 namespace fastdiff {
@@ -41,6 +43,8 @@ struct Kernels {
   Status (*vlb_terms_backward)(const VlbTermsParams&);
   Status (*conv3x3)(const Conv3x3Params&);
   Status (*conv3x3_pack)(const Conv3x3PackParams&);
+  Status (*rms_norm_silu)(const RmsNormSiluParams&);
+  Status (*rms_norm_silu_backward)(const RmsNormSiluBackwardParams&);
 };
 
 // The table in use: the widest level this processor has, or the one FASTDIFF_SIMD names.

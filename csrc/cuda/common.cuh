@@ -259,6 +259,18 @@ FD_DEVICE float exp_minus(float h) { return exp2_of(h * kMinusLog2E); }
 // 1 / (1 + e^-h). The limit keeps it normal.
 FD_DEVICE float sigmoid(float h) { return reciprocal(1.0f + exp2_of(fminf(h * kMinusLog2E, 126.0f))); }
 
+// h / (1 + e^-h), as exactly as its rounding to T asks for.
+template <class T>
+FD_DEVICE float silu(float h) {
+  return sizeof(T) == 2 ? approximate_quotient(h, 1.0f + exp_minus(h)) : h * sigmoid(h);
+}
+
+// Its derivative.
+FD_DEVICE float slope_of_silu(float h) {
+  const float gate = sigmoid(h);
+  return gate * fmaf(h, 1.0f - gate, 1.0f);
+}
+
 // v, of which the compiler knows nothing: what is made of it is made here, not kept in registers from an earlier use.
 FD_DEVICE int afresh(int v) {
 #ifdef __CUDACC__

@@ -1,6 +1,6 @@
 // The device's side of group_norm_tiling.h: a block's tile, and sums over it.
 #pragma once
-#include "../arithmetic.h"
+#include "../dropout.h"
 #include "group_norm_tiling.h"
 
 namespace fastdiff {
@@ -60,6 +60,7 @@ struct Tile {
 
   FD_MEMBER int row() const { return place >> 16; }
   FD_MEMBER int column() const { return place & 0xffff; }
+  FD_MEMBER int row_of(int i) const { return row() + i * (move >> 16); }   // channels last, of the thread's i-th vector
 
   // body(i, offset) for each of the thread's vectors.
   template <class Body>
@@ -97,6 +98,17 @@ struct Tile {
     }
   }
 
+  // One vector.
+  FD_MEMBER void get(const void* data, bool aligned, int64_t offset, float (&v)[V]) const {
+    const T* const p = static_cast<const T*>(data) + offset;
+    if (kFull || aligned) {
+      load_floats(p, v);
+    } else {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) v[j] = cuda::widen(cuda::load(p + j));
+    }
+  }
+
   FD_MEMBER static void widen(const Raw& raw, Values& v) {
     FD_UNROLL
     for (int i = 0; i < kVectors; ++i) cuda::widen<T, V>(raw[i], v[i]);
@@ -113,10 +125,11 @@ struct Tile {
   }
 };
 
-// body(i, offset, v) for each of the thread's vectors, with v[k][j] = values[N * channel of element j + k], k < N:
-// channels first one channel for the vector, channels last the same ones for all of the thread's.
+// body(i, offset, v, row, column) for each of the thread's vectors, with v[k][j] = values[N * channel of element j +
+// k], k < N: channels first one channel for the vector, channels last the same ones for all of the thread's.
 template <int N, class T, int V, bool kLast, int kPerThread, bool kFull, class Body>
-FD_DEVICE void each_with(const Tile<T, V, kLast, kPerThread, kFull>& tile, Shared<float> values, const Body& body) {
+FD_DEVICE void each_placed_with(const Tile<T, V, kLast, kPerThread, kFull>& tile, Shared<float> values,
+                                const Body& body) {
   float v[N][V];
   if (kLast) {
     FD_UNROLL
@@ -124,17 +137,58 @@ FD_DEVICE void each_with(const Tile<T, V, kLast, kPerThread, kFull>& tile, Share
       FD_UNROLL
       for (int k = 0; k < N; ++k) v[k][j] = values[(tile.column() * V + j) * N + k];
     }
-    tile.each([&](int i, int64_t offset) { body(i, offset, v); });
+    tile.each([&](int i, int64_t offset) { body(i, offset, v, tile.row_of(i), tile.column()); });
   } else {
-    tile.each_placed([&](int i, int64_t offset, int row, int) {
+    tile.each_placed([&](int i, int64_t offset, int row, int column) {
       FD_UNROLL
       for (int k = 0; k < N; ++k) {
         const float same = values[row * N + k];
         FD_UNROLL
         for (int j = 0; j < V; ++j) v[k][j] = same;
       }
-      body(i, offset, v);
+      body(i, offset, v, row, column);
     });
+  }
+}
+
+// body(i, offset, v).
+template <int N, class T, int V, bool kLast, int kPerThread, bool kFull, class Body>
+FD_DEVICE void each_with(const Tile<T, V, kLast, kPerThread, kFull>& tile, Shared<float> values, const Body& body) {
+  const auto rest = [&](int i, int64_t offset, const float (&v)[N][V], int, int) { body(i, offset, v); };
+  each_placed_with<N>(tile, values, rest);
+}
+
+// Dropout's mask of a tile: a bit an element, kMaskBits positions of a channel to a word.
+FD_FN int mask_words(const Tiling& t) { return (t.span + kMaskBits - 1) / kMaskBits; }
+
+// Draws it, a word a thread at a time.
+template <class T, int V, bool kLast, int kPerThread, bool kFull>
+FD_DEVICE void draw_mask(const Tile<T, V, kLast, kPerThread, kFull>& tile, const Tiling& t, const Dropout& drop,
+                         Shared<float> mask) {
+  const Corner at(t);
+  const NoiseKey key = {uint32_t(load(drop.sample_ids + at.b)), uint32_t(load(drop.rng + 1)), drop.stream,
+                        uint64_t(load(drop.rng))};
+  const int words = mask_words(t);
+  const int64_t s = int64_t(at.position_tile) * t.span;
+  FD_ROLLED
+  for (int i = threadIdx.x; i < tile.channels * words; i += blockDim.x) {
+    const int c = i / words, begin = (i - c * words) * kMaskBits, count = tile.positions - begin;
+    if (count <= 0) continue;
+    const int64_t first = (at.c + c) * t.S + s + begin;
+    mask[i] = bits_to_float(kept_bits(key, first, count < kMaskBits ? count : kMaskBits, drop.threshold));
+  }
+}
+
+// v of a vector at a row and column of the tile: times drop.factor where the mask keeps an element, else 0.
+template <bool kLast, int V>
+FD_DEVICE void apply_mask(const Tiling& t, const Dropout& drop, Shared<float> mask, int row, int column,
+                          float (&v)[V]) {
+  const int words = mask_words(t);
+  FD_UNROLL
+  for (int j = 0; j < V; ++j) {
+    const int c = kLast ? column * V + j : row, s = kLast ? row : column * V + j;
+    const uint32_t bits = float_to_bits(mask[c * words + s / kMaskBits]) >> s % kMaskBits;
+    v[j] = bits & 1u ? v[j] * float(drop.factor) : 0.0f;
   }
 }
 

@@ -1,10 +1,10 @@
-// y = act((x + add - mean) * rstd * gain + offset), gain = weight * (1 + scale), offset = bias * (1 + scale) + shift;
-// statistics per sample and group.
+// y = drop(act((x + add - mean) * rstd * gain + offset)) + residual, gain = weight * (1 + scale), offset = bias * (1 +
+// scale) + shift; statistics per sample and group.
 //
 // Where a group fits on chip one kernel reads x once. Else a block a chunk makes the chunk's statistics, and a second
 // launch, in which each block merges those of its groups, reads x again. Statistics are two-pass within a tile, the
 // second about the first's mean and correcting it, and Chan's between tiles. The cut into tiles is that of
-// group_norm_tiling.h.
+// group_norm_tiling.h. Dropout and a residual are in kernels of their own, so that they cost nothing elsewhere.
 #include "group_norm.cuh"
 
 namespace fastdiff {
@@ -64,13 +64,7 @@ FD_DEVICE Moments merge(const float* moments, int64_t chunks) {
   return {count, mean, reference - mean + distance, warp_sum(squares)};
 }
 
-// h / (1 + e^-h), as exactly as its rounding to T asks for.
-template <class T>
-FD_DEVICE float silu(float h) {
-  return sizeof(T) == 2 ? approximate_quotient(h, 1.0f + exp_minus(h)) : h * sigmoid(h);
-}
-
-template <class T, int V, bool kLast, bool kFull>
+template <class T, int V, bool kLast, bool kFull, bool kEpilogue>
 struct Block {
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   typedef typename Region::Values Values;
@@ -80,10 +74,11 @@ struct Block {
   const Region& tile;
   // Of a channel: center is its group's mean (channels first there is but one), map its gain and offset, those of
   // x + add - center in the end.
-  Shared<float> add, map, center, scratch;
+  Shared<float> mask, add, map, center, scratch;
 
   FD_MEMBER Block(const Forward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), add(shared), map(add + a.tiling.width), center(map + 2 * a.tiling.width),
+      : a(a), tile(tile), mask(shared), add(mask + (kEpilogue ? a.tiling.width * mask_words(a.tiling) : 0)),
+        map(add + a.tiling.width), center(map + 2 * a.tiling.width),
         scratch(center + a.tiling.width) {}
 
   FD_MEMBER void load_terms() const {
@@ -233,28 +228,39 @@ struct Block {
 
   template <bool kSilu>
   FD_MEMBER void write(const Values& v) const {
-    each_with<2>(tile, map, [&](int i, int64_t at, const float (&map)[2][V]) {
+    each_placed_with<2>(tile, map, [&](int i, int64_t at, const float (&map)[2][V], int row, int column) {
       float y[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
         const float h = fmaf(v[i][j], map[0][j], map[1][j]);
         y[j] = kSilu ? silu<T>(h) : h;
       }
+      if (kEpilogue) finish(at, row, column, y);
       tile.store(a.p.y, a.aligned, at, y);
     });
   }
+
+  FD_MEMBER void finish(int64_t at, int row, int column, float (&y)[V]) const {
+    if (a.p.drop.rng) apply_mask<kLast>(a.tiling, a.p.drop, mask, row, column, y);
+    if (!a.p.residual) return;
+    float residual[V];
+    tile.get(a.p.residual, a.aligned, at, residual);
+    FD_UNROLL
+    for (int j = 0; j < V; ++j) y[j] += residual[j];
+  }
 };
 
-template <class T, int V, bool kLast, bool kFull>
-__global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_kernel(const Forward a) {
+template <class T, int V, bool kLast, bool kFull, bool kEpilogue>
+FD_DEVICE void work(const Forward& a) {
   FD_DYNAMIC_SHARED(float, shared);
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   const Region tile(a.tiling);
-  const Block<T, V, kLast, kFull> block(a, tile, shared);
+  const Block<T, V, kLast, kFull, kEpilogue> block(a, tile, shared);
   typename Region::Raw raw = {};
   typename Region::Values v;
   tile.load(a.p.x, a.aligned, raw);
   block.load_terms();
+  if (kEpilogue && a.p.drop.rng && a.part != kStatistics) draw_mask(tile, a.tiling, a.p.drop, block.mask);
   __syncthreads();
   if (a.part == kApply) block.recall();
   tile.widen(raw, v);
@@ -264,6 +270,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_kernel(const F
   if (a.part == kStatistics) return;
   if (a.p.silu) block.template write<true>(v);
   else block.template write<false>(v);
+}
+
+template <class T, int V, bool kLast, bool kFull>
+__global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_kernel(const Forward a) {
+  work<T, V, kLast, kFull, false>(a);
+}
+
+// With dropout or a residual.
+template <class T, int V, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, 1) epilogue_kernel(const Forward a) {
+  work<T, V, kLast, false, true>(a);
 }
 
 // One moments of each group, behind the chunks'.
@@ -276,14 +293,18 @@ Tiling tiling_of(const GroupNormSiluParams& p) {
   return make_tiling(p.C, p.S, p.G, p.layout, dtype_size(p.dtype), kWish);
 }
 
-size_t shared_bytes(const Tiling& t) {
+bool has_epilogue(const GroupNormSiluParams& p) { return p.residual || p.drop.rng; }
+
+size_t shared_bytes(const Forward& a) {
+  const Tiling& t = a.tiling;
   const int64_t sums = t.groups > 1 ? 2 * (t.width + entries_of(t, kWish)) : 2 * kWarp;
-  return sizeof(float) * (4 * t.width + sums);
+  return sizeof(float) * (4 * t.width + sums + (has_epilogue(a.p) ? t.width * mask_words(t) : 0));
 }
 
 template <class T, bool kLast>
 auto kernel_for(const Forward& a) {
   constexpr int V = 16 / sizeof(T);
+  if (has_epilogue(a.p)) return a.tiling.vector == 1 ? epilogue_kernel<T, 1, kLast> : epilogue_kernel<T, V, kLast>;
   if (a.tiling.vector == 1) return group_norm_silu_kernel<T, 1, kLast, false>;
   const bool full = a.aligned && is_full(a.tiling, kWish);
   return full ? group_norm_silu_kernel<T, V, kLast, true> : group_norm_silu_kernel<T, V, kLast, false>;
@@ -296,7 +317,7 @@ Status run(Forward a, Place place) {
   const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
   const auto pass = [&](Part part) {
     a.part = part;
-    return launch(kernel, grid, block, shared_bytes(a.tiling), place, a);
+    return launch(kernel, grid, block, shared_bytes(a), place, a);
   };
   if (is_whole(a.tiling)) return pass(kWhole);
   Status status = pass(kStatistics);
@@ -319,7 +340,9 @@ Status group_norm_silu(const GroupNormSiluParams& p, Place place) {
     typedef typename decltype(type)::Is T;
     if (p.B * p.C * p.S == 0) return Status{};
     const Tiling t = tiling_of(p);
-    const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 16 == 0;
+    const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y) |
+                                reinterpret_cast<uintptr_t>(p.residual);
+    const bool aligned = addresses % 16 == 0;
     return run<T>({p, t, kWhole, aligned, static_cast<float*>(p.workspace), chunks_of(t), float(p.eps)}, place);
   });
 }

@@ -1,5 +1,5 @@
-// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + offset, dh = grad_y * act'(h), per
-// sample and channel P = sum dh, Q = sum dh n, R = sum n, and over a group of N elements A = sum gain P / N,
+// Gradients of group_norm_silu. With n = (x + add - mean) * rstd, h = n * gain + offset, dh = drop(grad_y) * act'(h),
+// per sample and channel P = sum dh, Q = sum dh n, R = sum n, and over a group of N elements A = sum gain P / N,
 // B = sum gain Q / N:
 //
 //     grad_x = rstd (gain dh - A - n B)         grad_add = rstd (gain P - S A - R B)
@@ -10,7 +10,7 @@
 // a small kernel adds them up, and a third launch, which works dh out again, makes grad_x. The last launch makes every
 // other gradient of P, Q, R, A and B. The cut into tiles is group_norm_tiling.h's; the batch is summed in kStrides
 // strides, and then these.
-#include "group_norm.cuh"
+#include "clear.cuh"
 
 namespace fastdiff {
 namespace cuda {
@@ -19,7 +19,7 @@ namespace {
 constexpr int kPerThread = 32;
 constexpr Wish kWish = {kPerThread, kMaxThreads, 8192};
 constexpr Wish kScalarWish = {kPerThread, 256, 4096};   // as many entries in shared memory as elements
-constexpr int kMergeThreads = 256, kClearThreads = 256, kStrides = 32;
+constexpr int kMergeThreads = 256, kStrides = 32;
 
 enum Part { kWhole, kSums, kApply };
 enum Sum { kP, kQ, kR, kAll };
@@ -48,7 +48,7 @@ FD_DEVICE void put(float* means, int64_t group, float mean_a, float mean_b) {
   store(means + 2 * group, Vec<float, 2>{{mean_a, mean_b}});
 }
 
-template <class T, int V, bool kLast, bool kFull>
+template <class T, int V, bool kLast, bool kFull, bool kDrop>
 struct Block {
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   typedef typename Region::Values Values;
@@ -56,10 +56,11 @@ struct Block {
   const Backward& a;
   const Region& tile;
   // Of a channel: its group's mean and rstd; gain and offset; and what grad_x = dh slope + n tilt + level.
-  Shared<float> add, group, map, share, scratch;
+  Shared<float> mask, add, group, map, share, scratch;
 
   FD_MEMBER Block(const Backward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), add(shared), group(add + a.tiling.width), map(group + 2 * a.tiling.width),
+      : a(a), tile(tile), mask(shared), add(mask + (kDrop ? a.tiling.width * mask_words(a.tiling) : 0)),
+        group(add + a.tiling.width), map(group + 2 * a.tiling.width),
         share(map + 2 * a.tiling.width), scratch(share + 3 * a.tiling.width) {}
 
   FD_MEMBER void load_terms() const {
@@ -83,13 +84,21 @@ struct Block {
     share[3 * c + 2] = -rstd * mean_a;
   }
 
-  FD_MEMBER static float slope_of_silu(float h) {
-    const float gate = sigmoid(h);
-    return gate * fmaf(h, 1.0f - gate, 1.0f);
+  FD_MEMBER void drop(Values& grad_y) const {
+    if (kLast) {
+      tile.each([&](int i, int64_t) {
+        apply_mask<kLast>(a.tiling, a.p.drop, mask, tile.row_of(i), tile.column(), grad_y[i]);
+      });
+    } else {
+      tile.each_placed([&](int i, int64_t, int row, int column) {
+        apply_mask<kLast>(a.tiling, a.p.drop, mask, row, column, grad_y[i]);
+      });
+    }
   }
 
   // x in n becomes n, and grad_y in dh becomes dh.
   FD_MEMBER void differentiate(Values& n, Values& dh) const {
+    if (kDrop) drop(dh);
     if (a.p.add)
       each_with<1>(tile, add, [&](int i, int64_t, const float (&more)[1][V]) {
         FD_UNROLL
@@ -186,17 +195,18 @@ struct Block {
   }
 };
 
-template <class T, int V, bool kLast, bool kFull>
-__global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_backward_kernel(const Backward a) {
+template <class T, int V, bool kLast, bool kFull, bool kDrop>
+FD_DEVICE void work(const Backward& a) {
   FD_DYNAMIC_SHARED(float, shared);
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
   const Region tile(a.tiling);
-  const Block<T, V, kLast, kFull> block(a, tile, shared);
+  const Block<T, V, kLast, kFull, kDrop> block(a, tile, shared);
   typename Region::Raw x = {}, grad_y = {};
   typename Region::Values n, dh;
   tile.load(a.p.x, a.aligned, x);
   tile.load(a.p.grad_y, a.aligned, grad_y);
   block.load_terms();
+  if (kDrop) draw_mask(tile, a.tiling, a.p.drop, block.mask);
   __syncthreads();
   tile.widen(x, n);
   tile.widen(grad_y, dh);
@@ -205,6 +215,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_backward_kerne
   if (a.part == kSums) return;
   if (a.part == kWhole) block.sum_groups();
   if (a.p.grad_x) block.write(n, dh);
+}
+
+template <class T, int V, bool kLast, bool kFull>
+__global__ void __launch_bounds__(kMaxThreads, 1) group_norm_silu_backward_kernel(const Backward a) {
+  work<T, V, kLast, kFull, false>(a);
+}
+
+template <class T, int V, bool kLast>
+__global__ void __launch_bounds__(kMaxThreads, 1) dropout_kernel(const Backward a) {
+  work<T, V, kLast, false, true>(a);
 }
 
 // P, Q and R of a group's channels from their chunks', a warp a channel; then A and B.
@@ -273,18 +293,6 @@ __global__ void __launch_bounds__(kStrides * kWarp) gradients_kernel(const Backw
   set_number(stride ? a.p.grad_bias : a.p.grad_weight, a.p.weight_dtype, c, total);
 }
 
-// Sums over nothing.
-__global__ void __launch_bounds__(kClearThreads) clear_kernel(void* gradient, int32_t dtype, int64_t n) {
-  const int64_t i = int64_t(blockIdx.x) * kClearThreads + threadIdx.x;
-  if (i < n) set_number(gradient, dtype, i, 0.0f);
-}
-
-Status clear(void* gradient, int64_t n, int32_t dtype, Place place) {
-  if (!gradient || n == 0) return {};
-  const dim3 grid(static_cast<unsigned>(divide_up(n, kClearThreads)));
-  return launch(clear_kernel, grid, kClearThreads, 0, place, gradient, dtype, n);
-}
-
 Status clear_all(const GroupNormSiluBackwardParams& p, Place place) {
   Status status = clear(p.grad_weight, p.C, p.weight_dtype, place);
   if (status.code == kOk) status = clear(p.grad_bias, p.C, p.weight_dtype, place);
@@ -305,13 +313,16 @@ Tiling tiling_of(const GroupNormSiluBackwardParams& p) {
   return make_tiling(p.C, p.S, p.G, p.layout, dtype_size(p.dtype), wish_of(t));
 }
 
-size_t shared_bytes(const Tiling& t) {
-  return sizeof(float) * (8 * t.width + kAll * (t.width + entries_of(t, kWish)));
+size_t shared_bytes(const Backward& a) {
+  const Tiling& t = a.tiling;
+  const int64_t mask = a.p.drop.rng ? t.width * mask_words(t) : 0;
+  return sizeof(float) * (8 * t.width + kAll * (t.width + entries_of(t, kWish)) + mask);
 }
 
 template <class T, bool kLast>
 auto kernel_for(const Backward& a) {
   constexpr int V = 16 / sizeof(T);
+  if (a.p.drop.rng) return a.tiling.vector == 1 ? dropout_kernel<T, 1, kLast> : dropout_kernel<T, V, kLast>;
   if (a.tiling.vector == 1) return group_norm_silu_backward_kernel<T, 1, kLast, false>;
   const bool full = a.aligned && is_full(a.tiling, kWish);
   return full ? group_norm_silu_backward_kernel<T, V, kLast, true>
@@ -324,7 +335,7 @@ Status run(Backward a, Place place) {
   const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
   const auto pass = [&](Part part) {
     a.part = part;
-    return launch(kernel, grid, block, shared_bytes(a.tiling), place, a);
+    return launch(kernel, grid, block, shared_bytes(a), place, a);
   };
   Status status = pass(is_whole(a.tiling) ? kWhole : kSums);
   if (status.code == kOk && !is_whole(a.tiling)) {

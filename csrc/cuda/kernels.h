@@ -20,10 +20,13 @@ Status diffusion_loss(const DiffusionLossParams& p, Place place);
 Status diffusion_loss_backward(const DiffusionLossParams& p, Place place);
 Status vlb_terms(const VlbTermsParams& p, Place place);
 Status vlb_terms_backward(const VlbTermsParams& p, Place place);
+Status rms_norm_silu(const RmsNormSiluParams& p, Place place);
+Status rms_norm_silu_backward(const RmsNormSiluBackwardParams& p, Place place);
 
 // Floats of workspace that a call needs, of which B, C, S, G, dtype and layout decide.
 int64_t group_norm_silu_workspace(const GroupNormSiluParams& p);
 int64_t group_norm_silu_backward_workspace(const GroupNormSiluBackwardParams& p);
+int64_t rms_norm_silu_backward_workspace(const RmsNormSiluBackwardParams& p);
 
 // The same of diffusion_loss and vlb_terms, of which B, C and S decide; 0: none.
 int64_t loss_workspace(int64_t B, int64_t C, int64_t S);

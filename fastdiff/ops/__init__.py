@@ -9,6 +9,7 @@ from .group_norm_silu import group_norm_silu
 from .normal import normal
 from .q_sample import q_sample, q_step
 from .reverse_step import reverse_step
+from .rms_norm_silu import rms_norm_silu
 from .vlb_terms import vlb_terms
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "q_sample",
     "q_step",
     "reverse_step",
+    "rms_norm_silu",
     "rng",
     "rows",
     "use_backend",

@@ -9,7 +9,9 @@ from contextvars import ContextVar
 
 import torch
 
-OPS = ("normal", "q_sample", "reverse_step", "group_norm_silu", "diffusion_loss", "vlb_terms", "conv3x3")
+OPS = (
+    "normal", "q_sample", "reverse_step", "group_norm_silu", "rms_norm_silu", "diffusion_loss", "vlb_terms", "conv3x3",
+)  # fmt: skip
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 _MODULES = {"cuda": "native", "triton": "triton", "cpu": "native", "reference": "reference"}

@@ -54,3 +54,25 @@ def wants_last(memory_format, source=None):
     if memory_format is torch.preserve_format:
         return source is not None and not source.is_contiguous() and is_channels_last(source)
     return memory_format in (torch.channels_last, torch.channels_last_3d)
+
+
+def rows(value):
+    """[B, C] with unit channel stride and any row stride; or None."""
+    return value if value is None or value.stride(1) == 1 or value.shape[1] == 1 else value.contiguous()
+
+
+def vector(value):
+    return value if value is None else value.contiguous()
+
+
+def in_strides_of(result, like):
+    """The result with the strides of `like` where those are dense."""
+    other = torch.empty_like(like)
+    return result if other.stride() == result.stride() else other.copy_(result)
+
+
+def gradient(value):
+    """Where the gradient of an input goes: [B, C] and [C] ones are contiguous."""
+    if value.dim() > 2:
+        return torch.empty_like(value)
+    return torch.empty_like(value, memory_format=torch.contiguous_format)

@@ -102,26 +102,46 @@ def reverse_step(x, model_output, rows, *arguments):
     _raise(status)
 
 
-def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
+def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, *epilogue):
     place, workspace = _place(x), None
     if place[0] >= 0:  # the CUDA kernels always leave their statistics, and hand sums from launch to launch
         if mean is None:
             mean, rstd = torch.empty((2, x.shape[0], groups), device=x.device)
         workspace = torch.empty(_C.group_norm_silu_workspace(x, groups), device=x.device)
     status = _C.group_norm_silu(
-        *place, x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, workspace
+        *place, x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, workspace, *epilogue
     )  # fmt: skip
     if status:
         _raise(status)
 
 
-def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, *arguments):
+def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight,
+                             grad_bias, grad_add, grad_scale, grad_shift, *drop):  # fmt: skip
     place = _place(x)
     cuda = place[0] >= 0
     workspace = mean.new_empty(_C.group_norm_silu_backward_workspace(x, groups) if cuda else (*x.shape[:2], 5))
     status = _C.group_norm_silu_backward(
-        *place, grad_y, x, mean, rstd, weight, bias, groups, *arguments, workspace
+        *place, grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight, grad_bias,
+        grad_add, grad_scale, grad_shift, workspace, *drop
     )  # fmt: skip
+    if status:
+        _raise(status)
+
+
+def rms_norm_silu(x, *arguments):
+    status = _C.rms_norm_silu(*_place(x), x, *arguments)
+    if status:
+        _raise(status)
+
+
+def rms_norm_silu_backward(grad_y, x, *arguments):
+    place = _place(x)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    extents = (*x.shape[:2], 2 * _C.RMS_PARTS)
+    if place[0] >= 0:
+        extents = _C.rms_norm_silu_backward_workspace(x)
+    workspace = torch.empty(extents, dtype=dtype, device=x.device)
+    status = _C.rms_norm_silu_backward(*place, grad_y, x, *arguments, workspace)
     if status:
         _raise(status)
 

@@ -222,7 +222,14 @@ def sigmoid(h):
     return 1 / (1 + torch.exp(-h))
 
 
-def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
+def kept(shape, rng, sample_ids, threshold, stream):
+    """Which elements [B, C, *] dropout keeps: those whose word is not below the threshold."""
+    each = words(math.prod(shape[1:]), rng, sample_ids, stream).permute(1, 2, 0)  # [B, blocks, 4]
+    return each.flatten(1)[:, : math.prod(shape[1:])].reshape(shape) >= threshold
+
+
+def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, residual=None, rng=None,
+                    sample_ids=None, threshold=0, factor=1.0, stream=0):  # fmt: skip
     if x.numel() == 0:
         return
     value = x.to(arithmetic(x.dtype))
@@ -234,14 +241,18 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     centred = grouped - first - drift
     deviation = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     h = affine((centred * deviation).reshape(x.shape), weight, bias, scale, shift)
-    y.copy_(h * sigmoid(h) if silu else h)
+    h = h * sigmoid(h) if silu else h
+    if rng is not None:
+        h = torch.where(kept(x.shape, rng, sample_ids, threshold, stream), h * factor, 0)
+    y.copy_(h if residual is None else h + residual.to(h.dtype))
     if mean is not None:
         mean.copy_((first + drift)[..., 0])
         rstd.copy_(deviation[..., 0])
 
 
 def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight,
-                             grad_bias, grad_add, grad_scale, grad_shift):  # fmt: skip
+                             grad_bias, grad_add, grad_scale, grad_shift, rng=None, sample_ids=None, threshold=0,
+                             factor=1.0, stream=0):  # fmt: skip
     if x.numel() == 0:
         for gradient in (grad_weight, grad_bias, grad_add, grad_scale, grad_shift):
             if gradient is not None:
@@ -250,6 +261,8 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
     B, C = x.shape[:2]
     n = normalized(x, add, mean, rstd)
     dh = grad_y.to(n.dtype)
+    if rng is not None:
+        dh = torch.where(kept(x.shape, rng, sample_ids, threshold, stream), dh * factor, 0)
     if silu:
         h = affine(n, weight, bias, scale, shift)
         gate = sigmoid(h)
@@ -277,6 +290,45 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
         grad_bias.copy_((gain * P).sum(0))
     if grad_scale is not None:
         grad_scale.copy_((Q if w is None else w * Q) + (0 if b is None else b * P))
+    if grad_shift is not None:
+        grad_shift.copy_(P)
+
+
+def rms_normalized(x, eps, most):
+    """n = x r, r = min(1 / sqrt(mean over channels of x^2 + eps), most); r [B, 1, *]; whether the limit holds."""
+    value = x.to(arithmetic(x.dtype))
+    r = torch.rsqrt(value.square().mean(1, keepdim=True) + eps)
+    return value * r.clamp(max=most), r.clamp(max=most), r >= most
+
+
+def rms_norm_silu(x, weight, eps, most, scale, shift, silu, y):
+    if x.numel() == 0:
+        return
+    h = affine(rms_normalized(x, eps, most)[0], weight, None, scale, shift)
+    y.copy_(h * sigmoid(h) if silu else h)
+
+
+def rms_norm_silu_backward(grad_y, x, weight, eps, most, scale, shift, silu, grad_x, grad_weight, grad_scale,
+                           grad_shift):  # fmt: skip
+    if x.numel() == 0:
+        for gradient in (grad_weight, grad_scale, grad_shift):
+            if gradient is not None:
+                gradient.zero_()
+        return
+    n, r, limited = rms_normalized(x, eps, most)
+    dh = grad_y.to(n.dtype)
+    if silu:
+        h = affine(n, weight, None, scale, shift)
+        gate = sigmoid(h)
+        dh = dh * gate * (1 + h * (1 - gate))
+    if grad_x is not None:
+        dn = affine(dh, weight, None, scale, None)
+        grad_x.copy_(r * (dn - n * torch.where(limited, 0, (dn * n).mean(1, keepdim=True))))
+    P, Q = (value.flatten(2).sum(-1) if value.dim() > 2 else value for value in (dh, dh * n))  # [B, C]
+    if grad_weight is not None:
+        grad_weight.copy_((Q if scale is None else Q * (1 + scale.to(Q.dtype))).sum(0))
+    if grad_scale is not None:
+        grad_scale.copy_(Q if weight is None else Q * weight.to(Q.dtype))
     if grad_shift is not None:
         grad_shift.copy_(P)
 

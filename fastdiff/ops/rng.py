@@ -2,7 +2,7 @@
 
 import torch
 
-# Counter streams, one per use; mirrored by enum Stream of csrc/params.h. Dropout layer k uses 256 + k.
+# Counter streams, one per use; mirrored by enum Stream of csrc/params.h. Dropout layer k uses DROPOUT + k.
 INITIAL = 0
 STEP = 1
 KNOWN = 2
@@ -12,6 +12,7 @@ FLIPS = 5
 LABELS = 6
 PROBES = 32  # these two are drawn by no kernel of their own
 DEQUANTIZATION = 33
+DROPOUT = 256
 
 
 def make_rng(seed, draw=0, device=None):

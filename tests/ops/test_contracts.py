@@ -42,15 +42,30 @@ OPCHECKS = {
     "group_norm_silu": (
         "group_norm_silu",
         (X.clone().requires_grad_(), torch.randn(4, requires_grad=True), torch.randn(4, requires_grad=True),
-         torch.randn(2, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True), torch.randn(2, 4), 2, 1e-5, True,
-         ""),
+         torch.randn(2, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True), torch.randn(2, 4), None, None,
+         None, 2, 1e-5, True, 0.0, 0, ""),
+    ),
+    "group_norm_silu, dropout and residual": (
+        "group_norm_silu",
+        (X.clone().requires_grad_(), torch.randn(4, requires_grad=True), None, None, None, None,
+         torch.randn_like(X).requires_grad_(), KEY, IDS, 2, 1e-5, True, 0.3, 1, ""),
     ),
     "group_norm_silu, bare": (
-        "group_norm_silu", (last(X).clone(), None, None, None, None, None, 2, 1e-5, False, "reference"),
+        "group_norm_silu",
+        (last(X).clone(), None, None, None, None, None, None, None, None, 2, 1e-5, False, 0.0, 0, "reference"),
+    ),
+    "rms_norm_silu": (
+        "rms_norm_silu",
+        (X.clone().requires_grad_(), torch.randn(4, requires_grad=True), torch.randn(2, 4, requires_grad=True),
+         torch.randn(2, 4), 0.0, 1e-12, True, ""),
+    ),
+    "rms_norm_silu, bare": ("rms_norm_silu", (last(X).clone(), None, None, None, 1e-6, 0.0, False, "reference")),
+    "rms_norm_silu_backward": (
+        "rms_norm_silu_backward", (X, X, torch.ones(4), None, None, 0.0, 1e-12, True, [True, True, False, False], ""),
     ),
     "group_norm_silu_backward": (
         "group_norm_silu_backward",
-        (X, X, torch.zeros(2, 2), torch.ones(2, 2), torch.ones(4), None, None, None, None, 2, True,
+        (X, X, torch.zeros(2, 2), torch.ones(2, 2), torch.ones(4), None, None, None, None, KEY, IDS, 2, True, 0.3, 1,
          [True, True, False, False, False, False], ""),
     ),
     "diffusion_loss": (
@@ -110,12 +125,20 @@ def vlb_terms(x):
     return ops.vlb_terms(x, x.detach()[:, :2] * 0.5, x.detach()[:, 2:], T, TABLE, detach_mean=True)
 
 
+def group_norm_silu_with_dropout(x):
+    return ops.group_norm_silu(x, 2, torch.ones(4), dropout=0.3, rng=KEY, sample_ids=IDS, layer=2, residual=2 * x)
+
+
+def rms_norm_silu(x):
+    return ops.rms_norm_silu(x, torch.ones(4), scale=torch.ones(2, 4))
+
+
 def normal(x):
     return x + ops.normal(x.shape, KEY, IDS)
 
 
-FUNCTIONS = [normal, q_sample, reverse_step, reverse_step_in_place, group_norm_silu, diffusion_loss, vlb_terms]
-DIFFERENTIABLE = [group_norm_silu, diffusion_loss, vlb_terms]
+DIFFERENTIABLE = [group_norm_silu, group_norm_silu_with_dropout, rms_norm_silu, diffusion_loss, vlb_terms]
+FUNCTIONS = [normal, q_sample, reverse_step, reverse_step_in_place, *DIFFERENTIABLE]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
@@ -206,6 +229,10 @@ def test_forward_mode_raises():
         dual = forward_ad.make_dual(X, torch.ones_like(X))
         with pytest.raises(NotImplementedError, match="x must not carry a tangent"):
             ops.group_norm_silu(dual, 2)
+        with pytest.raises(NotImplementedError, match="residual must not carry a tangent"):
+            ops.group_norm_silu(X, 2, residual=dual)
+        with pytest.raises(NotImplementedError, match="x must not carry a tangent"):
+            ops.rms_norm_silu(dual)
         with pytest.raises(NotImplementedError, match="x_start must not carry a tangent"):
             ops.q_sample(dual, T, ALPHA, SIGMA, X)
         with pytest.raises(NotImplementedError, match="model_output must not carry a tangent"):
@@ -214,6 +241,7 @@ def test_forward_mode_raises():
             ops.vlb_terms(X, X, dual, T, FIXED)
 
 
+@pytest.mark.parametrize("op", [group_norm_silu, rms_norm_silu], ids=lambda op: op.__name__)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("function", DIFFERENTIABLE, ids=lambda function: function.__name__)
 def test_double_backward_raises(function, compiled):

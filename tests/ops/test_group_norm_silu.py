@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import fastdiff
 from fastdiff import ops
+from fastdiff.ops import reference, rng
 from tests.ops.accuracy import assert_in_budget, error_of, same_bits
 from tests.ops.conftest import LEVELS, on_device, running_on
 
@@ -34,6 +36,7 @@ CASES = {
     "groups wider than a tile": ((1, 1016, 4, 4), 1),
 }
 NAMES = ("x", "weight", "bias", "add", "scale", "shift")
+KEY, LAYER = rng.make_rng(-5, 7), 3
 
 
 def inputs(shape, dtype, device, absent=(), weight_dtype=torch.float32, seed=0):
@@ -48,8 +51,23 @@ def inputs(shape, dtype, device, absent=(), weight_dtype=torch.float32, seed=0):
     return values
 
 
-def eager(x, weight, bias, add, scale, shift, groups, silu=True, eps=1e-5):
-    """What everybody writes."""
+def ids_of(shape):
+    return torch.arange(shape[0]) * 1000003 + 2**31
+
+
+def kept(shape, dropout, sample_ids, layer=LAYER):
+    """The mask, of words drawn one by one."""
+    i = torch.arange(math.prod(shape[1:]))
+    masks = []
+    for sample in sample_ids.tolist():
+        seed, draw = (int(word) for word in KEY)
+        words = torch.stack(reference.philox((i // 4, sample, draw, 256 + layer), (seed % 2**32, seed % 2**64 >> 32)))
+        masks.append(words[i % 4, i] >= math.floor(dropout * 2**32))
+    return torch.stack(masks).reshape(shape)
+
+
+def eager(x, weight, bias, add, scale, shift, groups, silu=True, eps=1e-5, dropout=0.0, residual=None):
+    """What everybody writes, with the mask that it should be."""
 
     def wide(value):
         return value.reshape(*value.shape, *(1,) * (x.dim() - 2))
@@ -57,14 +75,23 @@ def eager(x, weight, bias, add, scale, shift, groups, silu=True, eps=1e-5):
     h = F.group_norm(x if add is None else x + wide(add), groups, weight, bias, eps)
     h = h if scale is None else h * (1 + wide(scale))
     h = h if shift is None else h + wide(shift)
-    return F.silu(h) if silu else h
+    h = F.silu(h) if silu else h
+    if dropout:
+        h = torch.where(kept(x.shape, dropout, ids_of(x.shape)), h / (1 - dropout), 0)
+    return h if residual is None else h + residual
+
+
+def fused(dropout=0.0, **arguments):
+    x = arguments["x"]
+    counters = dict(rng=KEY.to(x.device), sample_ids=ids_of(x.shape).to(x.device), layer=LAYER) if dropout else {}
+    return ops.group_norm_silu(dropout=dropout, **counters, **arguments)
 
 
 def with_gradients(function, arguments, grad_y):
     leaves = {name: None if value is None else value.detach().requires_grad_() for name, value in arguments.items()}
     y = function(**leaves)
     y.backward(grad_y.to(y.dtype))
-    return [y.detach(), *(leaves[name].grad for name in NAMES if leaves[name] is not None)]
+    return [y.detach(), *(leaf.grad for leaf in leaves.values() if leaf is not None)]
 
 
 def in_pytorch(arguments, grad_y, groups, dtype, **options):
@@ -77,11 +104,12 @@ def upstream(shape, seed=0):
 
 
 @functools.cache
-def eager_errors(shape, groups, absent, options, draws=16):
+def eager_errors(shape, groups, absent, residual, options, draws=16):
     """float32 eager's error in y and each gradient: the largest of several draws, for on few elements one is luck."""
     errors = []
     for seed in range(draws):
         arguments, grad_y = inputs(shape, torch.float32, "cpu", absent, seed=seed), upstream(shape, seed)
+        arguments |= {"residual": upstream(shape, seed + 1)} if residual else {}
         exact, plain = (
             in_pytorch(arguments, grad_y, groups, dtype, **dict(options)) for dtype in (torch.float64, torch.float32)
         )
@@ -97,9 +125,9 @@ def check(arguments, groups, memory_format=torch.contiguous_format, usual=True, 
     exact, plain = (in_pytorch(arguments, grad_y, groups, dtype, **options) for dtype in (torch.float64, torch.float32))
     errors = [error_of(result, wide) for result, wide in zip(plain, exact, strict=True)]
     if usual:
-        errors = map(max, errors, eager_errors(shape, groups, absent, tuple(options.items())))
+        errors = map(max, errors, eager_errors(shape, groups, absent, "residual" in arguments, tuple(options.items())))
     given = {**arguments, "x": arguments["x"].contiguous(memory_format=memory_format)}
-    results = with_gradients(lambda **a: ops.group_norm_silu(groups=groups, **options, **a), given, grad_y)
+    results = with_gradients(lambda **a: fused(groups=groups, **options, **a), given, grad_y)
     assert results[0].stride() == given["x"].stride() and results[1].stride() == given["x"].stride()
     for result, wide, error in zip(results, exact, errors, strict=True):
         assert_in_budget(result, wide, error)
@@ -128,6 +156,103 @@ def test_options(backend, device, dtype):
         check(inputs(shape, dtype, device, weight_dtype=dtype), 3, memory_format)
 
 
+# Shapes of dropout: a Philox block of one channel, of two; of a tile, of two; a sample that ends within a block.
+MASKED = {
+    "whole blocks": ((3, 16, 4, 6), 4),
+    "odd and not square": ((2, 16, 7, 11), 4),
+    "1x1": ((3, 15, 1, 1), 5),
+    "no space": ((2, 6), 3),
+    "longer than a tile": ((1, 4, 67, 65), 2),
+    "long, whole blocks": ((1, 2, 132, 130), 1),
+    "groups wider than a tile": ((1, 1016, 4, 5), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), MASKED.values(), ids=MASKED)
+def test_dropout_and_residual(backend, device, shape, groups, dtype):
+    for memory_format in formats(shape):
+        arguments = inputs(shape, dtype, device, ("add",)) | {"residual": upstream(shape, 1).to(device, dtype)}
+        check(arguments, groups, memory_format, dropout=0.3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_residual_alone(backend, device, dtype):
+    shape = (2, 12, 5, 6)
+    for memory_format in formats(shape):
+        arguments = inputs(shape, dtype, device) | {"residual": upstream(shape, 1).to(device, dtype)}
+        check(arguments, 3, memory_format)
+        check(arguments, 3, memory_format, silu=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), MASKED.values(), ids=MASKED)
+def test_the_mask_is_that_of_the_counter(backend, device, shape, groups, dtype):
+    """To the bit on every backend, in both layouts, whatever the samples beside."""
+    ids, p = torch.tensor([2**32 - 1, 5, 0])[: shape[0]], 0.25
+    mask = kept(shape, p, ids, layer=2**32 - 257)
+    for memory_format in formats(shape):
+        x = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=memory_format).requires_grad_()
+        bias = torch.ones(shape[1], device=device, requires_grad=True)
+        options = dict(silu=False, dropout=p, rng=KEY.to(device), sample_ids=ids.to(device), layer=2**32 - 257)
+        y = ops.group_norm_silu(x, groups, None, bias, **options)
+        assert torch.equal(y.detach().cpu(), (mask / 0.75).to(dtype))
+        (gradient,) = torch.autograd.grad(y, bias, torch.ones_like(y))
+        assert torch.allclose(gradient.cpu(), (mask / 0.75).transpose(0, 1).flatten(1).sum(1), rtol=1e-5)
+
+
+def test_no_dropout_is_none(backend, device):
+    arguments = inputs((2, 8, 3, 3), torch.float32, device)
+    counters = dict(rng=KEY.to(device), sample_ids=torch.arange(2, device=device))
+    expected = ops.group_norm_silu(groups=4, **arguments)
+    for dropout in (0, 0.0):
+        assert same_bits(ops.group_norm_silu(groups=4, dropout=dropout, **counters, **arguments), expected)
+
+
+def test_a_word_that_is_the_threshold_is_kept(backend, device):
+    ids = torch.tensor([5])
+    word = int(reference.philox((torch.tensor([0]), 5, 7, 256), (2**32 - 5, 2**32 - 1))[2])
+    x, bias = torch.zeros(1, 1, 4, device=device), torch.ones(1, device=device)
+    for threshold, is_kept in ((word, True), (word + 1, False)):
+        options = dict(dropout=threshold / 2**32, rng=KEY.to(device), sample_ids=ids.to(device))
+        y = ops.group_norm_silu(x, 1, None, bias, silu=False, **options)
+        assert bool(y[0, 0, 2] != 0) is is_kept
+
+
+def test_what_is_dropped_is_0_whatever_it_was(backend, device):
+    """0 * inf is NaN."""
+    bias = torch.full((4,), math.inf, device=device)
+    x, residual = torch.zeros(2, 1, 4, 5, 5, device=device)
+    y = ops.group_norm_silu(x, 4, None, bias, dropout=0.5, rng=KEY.to(device),
+                            sample_ids=torch.zeros(1, dtype=torch.int64, device=device), residual=residual)  # fmt: skip
+    assert not y.isnan().any() and 0 < (y == 0).sum() < 100
+
+
+def test_masks_keep_as_many_as_they_should():
+    """Of 2^18 elements; other layers, draws and samples have other masks."""
+    x, ids = torch.zeros(1, 4, 256, 256), torch.zeros(1, dtype=torch.int64)
+
+    def mask(p=0.1, key=KEY, ids=ids, layer=0):
+        return ops.group_norm_silu(x, 1, None, torch.ones(4), silu=False, dropout=p, rng=key, sample_ids=ids,
+                                   layer=layer) != 0  # fmt: skip
+
+    for p in (1e-3, 0.1, 0.9):
+        assert abs(int((~mask(p)).sum()) - p * 2**18) < 5 * math.sqrt(p * (1 - p) * 2**18)
+    others = mask(layer=1), mask(key=rng.make_rng(-5, 8)), mask(ids=ids + 1), mask(key=rng.make_rng(-6, 7))
+    for other in others:
+        assert abs(float((other == mask()).float().mean()) - 0.82) < 0.01
+
+
+def test_the_gradient_of_a_residual_is_that_of_y(backend, device):
+    x, residual, grad_y = torch.randn(3, 2, 8, 3, 3, device=device)
+    ops.group_norm_silu(x, 4, residual=residual.requires_grad_()).backward(grad_y)
+    assert same_bits(residual.grad, grad_y)
+
+
+def dropping(x, residual):
+    return fused(x=x, groups=3, residual=residual, dropout=0.4)
+
+
 def test_float64_and_gradcheck(backend, device):
     if on_device(backend):
         pytest.skip(f"{backend} has no float64")
@@ -141,6 +266,9 @@ def test_float64_and_gradcheck(backend, device):
             return ops.group_norm_silu(x, 3, weight, bias, add=add, scale=scale, shift=shift)
 
         assert torch.autograd.gradcheck(function, leaves)
+        residual = torch.randn(2, 6, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+        check(arguments | {"residual": residual}, 3, memory_format, dropout=0.4)
+        assert torch.autograd.gradcheck(dropping, (leaves[0], residual))
 
 
 def test_large_mean_and_small_deviation(backend, device):
@@ -192,8 +320,9 @@ def test_any_strides(backend, device):
     chunks = torch.randn(4, 48, device=device).chunk(3, dim=1)
     broadcast = torch.randn(1, 16, device=device).expand(4, 16)
     transposed = torch.randn(16, 4, device=device).t()
+    residual = torch.randn(4, 6, 8, 32, device=device)[..., ::2].movedim(-1, 1)
     for add, scale, shift in (chunks, (broadcast, transposed, chunks[0])):
-        given = {**arguments, "x": x, "add": add, "scale": scale, "shift": shift}
+        given = {**arguments, "x": x, "add": add, "scale": scale, "shift": shift, "residual": residual}
         expected_y = ops.group_norm_silu(groups=4, **{name: value.contiguous() for name, value in given.items()})
         y = ops.group_norm_silu(groups=4, **given)
         assert same_bits(y, expected_y) and y.is_contiguous()
@@ -233,14 +362,16 @@ def test_bits_do_not_depend_on_batch_or_position(backend, device, memory_format)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
 @pytest.mark.parametrize("shape", [(3, 16, 33, 31), (1, 8, 130, 129), (2, 64, 1, 3), (1, 512, 16, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_do_not_depend_on_threads_or_alignment(level, memory_format, shape, dtype):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_bits_do_not_depend_on_threads_or_alignment(level, memory_format, shape, dtype, dropout):
     with running_on(f"cpu-{level}"):
         arguments = inputs(shape, dtype, "cpu")
         arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
         grad_y = torch.randn(shape).to(dtype).contiguous(memory_format=memory_format)
+        arguments |= {"residual": upstream(shape).to(dtype)} if dropout else {}
 
         def run(**change):
-            return with_gradients(lambda **a: ops.group_norm_silu(groups=4, **a), {**arguments, **change}, grad_y)
+            return with_gradients(lambda **a: fused(dropout, groups=4, **a), {**arguments, **change}, grad_y)
 
         threads, results = torch.get_num_threads(), []
         for n in (1, 2, 3, 5):
@@ -257,7 +388,8 @@ def test_bits_do_not_depend_on_threads_or_alignment(level, memory_format, shape,
 
 def test_only_the_gradients_asked_for(backend, device):
     arguments = inputs((2, 8, 3, 3), torch.float32, device)
-    for name in NAMES:
+    arguments["residual"] = torch.randn(2, 8, 3, 3, device=device)
+    for name in arguments:
         leaves = {key: value.clone().requires_grad_(key == name) for key, value in arguments.items()}
         ops.group_norm_silu(groups=4, **leaves).sum().backward()
         assert [key for key, leaf in leaves.items() if leaf.grad is not None] == [name]
@@ -326,6 +458,19 @@ BAD = [
     (dict(weight=torch.ones(5)), ValueError, r"weight must have shape \[6\], got \[5\]"),
     (dict(weight=torch.ones(6).half()), ValueError, "weight must be float32 or x's"),
     (dict(x=X.half(), bias=torch.zeros(6).half()), ValueError, "bias must be of weight's dtype"),
+    (dict(dropout=1.0), ValueError, r"dropout must be in \[0, 1\), got 1.0"),
+    (dict(dropout=-0.1), ValueError, "dropout must be in"),
+    (dict(dropout=float("nan")), ValueError, "dropout must be in"),
+    (dict(dropout=torch.zeros(1)), ValueError, "dropout must be in"),
+    (dict(dropout=0.1), ValueError, "rng must be a tensor where dropout is not 0, got None"),
+    (dict(dropout=0.1, rng=KEY), ValueError, "sample_ids must be a tensor where dropout is not 0, got None"),
+    (dict(dropout=0.1, rng=1, sample_ids=ids_of(X.shape)), TypeError, "rng must be a tensor, got int"),
+    (dict(dropout=0.1, rng=KEY[:1], sample_ids=ids_of(X.shape)), ValueError, r"rng must have shape \[2\]"),
+    (dict(dropout=0.1, rng=KEY, sample_ids=KEY.int()), ValueError, "sample_ids must be torch.int64"),
+    (dict(dropout=0.1, rng=KEY, sample_ids=ids_of(X.shape), layer=-1), ValueError, "layer must be an int in"),
+    (dict(dropout=0.1, rng=KEY, sample_ids=ids_of(X.shape), layer=2**32 - 256), ValueError, "layer must be"),
+    (dict(residual=X[:1]), ValueError, r"residual must have shape \[2, 6, 4, 4\]"),
+    (dict(residual=X.half()), ValueError, "residual must be torch.float32"),
     (dict(add=torch.zeros(2, 6, 1, 1)), ValueError, r"add must have shape \[2, 6\]"),
     (dict(scale=torch.zeros(2, 6, dtype=torch.int64)), ValueError, "scale must be float32"),
     (dict(shift=torch.zeros(2, 6, device="meta")), ValueError, "shift must be on cpu, got meta"),

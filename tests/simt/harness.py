@@ -22,15 +22,19 @@ ARGUMENTS = {
     "q_sample": "x_start t alpha sigma noise rng sample_ids flip - x_t* noise_out*",
     "reverse_step": "x model_output rows row out* model_input* history* noise rng sample_ids extra mask known"
     " known_noise gain bound shrink",
-    "group_norm_silu": "x weight bias - - add scale shift - y* mean* rstd* workspace*",
+    "group_norm_silu": "x weight bias - - add scale shift - y* mean* rstd* workspace* residual rng"
+    " sample_ids - - -",
     "group_norm_silu_backward": "grad_y x mean rstd weight bias - add scale shift - grad_x* grad_weight* grad_bias*"
-    " grad_add* grad_scale* grad_shift* workspace*",
+    " grad_add* grad_scale* grad_shift* workspace* rng sample_ids - - -",
     "diffusion_loss": "model_output x_start t target_x0 target_eps noise rng sample_ids flip weight sample_weight -"
     " loss* workspace*",
     "diffusion_loss_backward": "grad_loss model_output x_start t target_x0 target_eps noise rng sample_ids flip weight"
     " sample_weight - grad*",
     "vlb_terms": "model_output x_start x_t t table flip weight sample_weight - - - terms* workspace*",
     "vlb_terms_backward": "grad_terms model_output x_start x_t t table flip weight sample_weight - - - grad*",
+    "rms_norm_silu": "x weight - - scale shift - y*",
+    "rms_norm_silu_backward": "grad_y x weight - - scale shift - grad_x* grad_weight* grad_scale* grad_shift*"
+    " workspace*",
 }
 
 

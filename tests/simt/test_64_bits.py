@@ -8,6 +8,7 @@ import torch
 import fastdiff
 from fastdiff import ops
 from fastdiff.ops import native, reference, rng, rows
+from tests.ops import test_group_norm_silu as norm
 from tests.ops.accuracy import same_bits
 from tests.simt import harness
 
@@ -194,3 +195,58 @@ def test_vlb_terms(last_block, last):
         found = grad[-1, first : first + C, -1, -count:][channels].double()
         assert torch.allclose(found, expected[channels, -count:], rtol=2**-7, atol=1e-2)
     assert not grad[0, :, 0, 0].any() and not grad[-1, :, -2].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_dropout_of_large_groups(last_block, last):
+    """2^34 elements of a sample: past 2^32 Philox blocks would begin again. The last chunk's mask and residual."""
+    shape, groups = (1, 4, 1 << 16, 1 << 16), 4
+    x, y, residual = (sparse(shape, torch.bfloat16, last) for _ in range(3))
+    x[:, :, -1, -2048:], residual[:, :, -1, -2048:] = torch.randn(2, 2048).bfloat16()
+    statistics, workspace = torch.zeros(2, 1, groups), torch.zeros(native._C.group_norm_silu_workspace(x, groups))
+    ids, factor = torch.tensor([7]), 4.0
+    bias = torch.ones(4)
+    native._C.group_norm_silu(0, 0, 0, x, torch.zeros(4), bias, groups, 1e-5, None, None, None, False, y, *statistics,
+                              workspace, residual, rng.make_rng(3, 4), ids, 2**31, factor, 300)  # fmt: skip
+    first = (4 << 32) - 1024
+    words = reference.philox((torch.arange(first // 4, (4 << 32) // 4), 7, 4, 300), (3, 0))
+    kept = torch.stack(words, dim=-1).flatten() >= 2**31
+    here = 0, -1, -1, slice(-1024, None)
+    expected = (kept * factor + residual[here].float()).bfloat16()
+    assert same_bits(y[here], expected)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_dropout_of_many_samples(last_block, last):
+    shape, groups = ((1 << 17) + 1, 64, 16, 16), 32
+    x, grad_y, grad_x = (sparse(shape, torch.bfloat16, last) for _ in range(3))
+    x[-1], grad_y[-1] = torch.randn(2, *shape[1:]).bfloat16()
+    ids = torch.arange(shape[0])
+    mean, rstd = torch.zeros(shape[0], groups), torch.ones(shape[0], groups)
+    options = None, None, groups, None, None, None, False
+    native.group_norm_silu_backward(grad_y, x, mean, rstd, *options, grad_x, *(None,) * 5, norm.KEY, ids, 2**31, 2.0,
+                                    256 + norm.LAYER)  # fmt: skip
+    dh = grad_y[-1:].double() * norm.kept((1, *shape[1:]), 0.5, ids[-1:]) * 2
+    n = x[-1:].double()
+    grouped = [value.reshape(groups, -1) for value in (dh, dh * n)]
+    A, B = (value.mean(1).repeat_interleave(2)[:, None, None] for value in grouped)
+    assert torch.allclose(grad_x[-1, -2:].double(), (dh - A - n * B)[0, -2:], rtol=2**-7, atol=1e-4)
+    assert not grad_x[-2].any()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_rms_norm_silu(last_block, last):
+    """2^32 elements: the last tile, of the last sample; and its share of the sums."""
+    shape = (2, 64, 1 << 12, 1 << 13)
+    x, y, grad_y, grad_x = (sparse(shape, torch.bfloat16, last) for _ in range(4))
+    pixels = 64
+    x[-1, :, -1, -pixels:], grad_y[-1, :, -1, -pixels:] = torch.randn(2, 64, pixels).bfloat16()
+    here = -1, slice(None), -1, slice(-pixels, None)
+    leaf = x[here].float().requires_grad_()
+    expected = torch.nn.functional.silu(torch.nn.functional.normalize(leaf, dim=0) * 8)
+    (gradient,) = torch.autograd.grad(expected, leaf, grad_y[here].float())
+    native.rms_norm_silu(x, None, 0.0, 8e12, None, None, True, y)
+    assert torch.allclose(y[here].float(), expected, rtol=2**-7, atol=1e-5)
+    native.rms_norm_silu_backward(grad_y, x, None, 0.0, 8e12, None, None, True, grad_x, None, None, None)
+    assert torch.allclose(grad_x[here].float(), gradient, rtol=2**-7, atol=1e-4)
+    assert not y[-1, :, -1, : -4 * pixels].any() and not grad_x[-1, :, -2].any() and not y[0, :, -1].any()

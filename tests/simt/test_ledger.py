@@ -10,6 +10,7 @@ from benchmarks import ledger
 from fastdiff import ops
 from fastdiff.ops import rng
 from tests.ops import test_group_norm_silu as norm
+from tests.ops import test_rms_norm_silu as rms
 from tests.ops.test_reverse_step import DDPM, ROWS, inputs, laid_out, table
 from tests.simt import harness
 
@@ -212,3 +213,40 @@ def test_vlb_terms(shape, memory_format, dtype, learned):
         lambda: ops.vlb_terms(output, x_start, x_t, t, table),
         ledger.vlb_terms(*sizes), ledger.vlb_terms_backward(*sizes),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "groups", "reads"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
+def test_group_norm_silu_with_dropout(shape, groups, reads, memory_format):
+    """The residual is read once, and no mask is."""
+    x, residual = (value.bfloat16().contiguous(memory_format=memory_format) for value in torch.randn(2, *shape))
+    results = []
+    check_large(
+        counted(lambda: results.append(norm.fused(0.3, x=x.requires_grad_(), groups=groups, residual=residual))),
+        ledger.group_norm_silu(shape, 2, reads, residual=True),
+    )
+    (y,) = results
+    check_large(counted(y.backward, torch.ones_like(y)), ledger.group_norm_silu_backward(shape, 2, reads))
+
+
+CHANNELS = {
+    "64 channels": ((2, 64, 16, 16), DTYPES),
+    "512 channels": ((1, 512, 16, 16), DTYPES),
+    "channels not a multiple of 8": ((2, 96, 16, 16), DTYPES),
+    "1024 channels": ((1, 1024, 8, 8), [torch.float32]),
+}
+EACH_PAGE = [
+    pytest.param(shape, dtype, id=f"{name}, {dtype}") for name, (shape, dtypes) in CHANNELS.items() for dtype in dtypes
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), EACH_PAGE)
+@pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
+def test_rms_norm_silu(shape, dtype, memory_format):
+    leaves = {name: value.requires_grad_() for name, value in rms.inputs(shape, dtype, "cpu").items()}
+    leaves["x"] = leaves["x"].detach().contiguous(memory_format=memory_format).requires_grad_()
+    results = []
+    size = dtype.itemsize
+    check_large(counted(lambda: results.append(ops.rms_norm_silu(**leaves))), ledger.rms_norm_silu(shape, size))
+    (y,) = results
+    check_large(counted(y.backward, torch.ones_like(y)), ledger.rms_norm_silu_backward(shape, size))

@@ -9,6 +9,7 @@ from fastdiff.ops import rng
 from tests.ops import losses
 from tests.ops import test_group_norm_silu as norm
 from tests.ops import test_reverse_step as step
+from tests.ops import test_rms_norm_silu as rms
 from tests.ops.accuracy import same_bits
 from tests.simt import harness
 
@@ -71,8 +72,40 @@ def vlb_terms(memory_format, shape=(2, 3, 17, 19)):
     )
 
 
-OPS = [normal, q_sample, reverse_step, group_norm_silu, group_norm_silu_in_chunks, diffusion_loss,
-       diffusion_loss_in_chunks, vlb_terms]  # fmt: skip
+def group_norm_silu_with_dropout(memory_format, shape=(3, 12, 9, 7), groups=3):
+    arguments = norm.inputs(shape, torch.float32, "cpu") | {"residual": norm.upstream(shape, 1)}
+    arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
+    return norm.with_gradients(lambda **a: norm.fused(0.3, groups=groups, **a), arguments, norm.upstream(shape))
+
+
+def group_norm_silu_with_dropout_in_chunks(memory_format):
+    return group_norm_silu_with_dropout(memory_format, (2, 8, 70, 66), 2)
+
+
+def rms_norm_silu(memory_format, shape=(3, 24, 20, 13)):
+    arguments = rms.inputs(shape, torch.float32, "cpu")
+    arguments["x"] = arguments["x"].contiguous(memory_format=memory_format)
+    return rms.with_gradients(lambda **a: ops.rms_norm_silu(**a), arguments, rms.upstream(shape))
+
+
+def rms_norm_silu_in_chunks(memory_format):
+    return rms_norm_silu(memory_format, (1, 4400, 2, 3))
+
+
+OPS = [
+    normal,
+    q_sample,
+    reverse_step,
+    group_norm_silu,
+    group_norm_silu_in_chunks,
+    group_norm_silu_with_dropout,
+    group_norm_silu_with_dropout_in_chunks,
+    rms_norm_silu,
+    rms_norm_silu_in_chunks,
+    diffusion_loss,
+    diffusion_loss_in_chunks,
+    vlb_terms,
+]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])

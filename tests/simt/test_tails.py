@@ -59,10 +59,18 @@ def test_activations_that_no_vector_reaches(dtype):
     x, out = torch.randn(2 * 8 * 16).to(dtype), torch.empty(2 * 8 * 16 + 1, dtype=dtype)
     out[1:] = x
     apart, here = x.view(2, 8, 4, 4).requires_grad_(), out[1:].view(2, 8, 4, 4).requires_grad_()
-    expected, y = (ops.group_norm_silu(each, 2) for each in (apart, here))
-    expected.backward(apart.detach())
-    y.backward(here.detach())
-    assert same_bits(y, expected) and same_bits(here.grad, apart.grad)
+
+    def dropped(x):
+        return norm.fused(0.3, x=x, groups=2, residual=x.detach())
+
+    for op in (lambda x: ops.group_norm_silu(x, 2), dropped, ops.rms_norm_silu):
+        apart.grad = here.grad = None
+        expected, y = (op(each) for each in (apart, here))
+        expected.backward(apart.detach())
+        y.backward(here.detach())
+        assert same_bits(y, expected) and same_bits(here.grad, apart.grad)
+    alone = [norm.fused(x=apart, groups=2, residual=residual.detach()) for residual in (apart, here)]
+    assert same_bits(*alone)
 
 
 def apart(tensor):

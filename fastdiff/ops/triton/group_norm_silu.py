@@ -1,4 +1,4 @@
-"""GroupNorm, an add before it, a scale-shift after it and SiLU, forward, in Triton.
+"""GroupNorm, an add before it, a scale-shift after it, SiLU, dropout and a residual, forward, in Triton.
 
 A group that fits on chip is one program's tile: read once. A larger one is cut into chunks, a fixed partition: the
 chunks' statistics are merged, then every chunk is read again. Statistics are two-pass within a tile and Chan's between
@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .philox import words
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
 ON_CHIP = 16384    # elements of the largest tile that holds whole groups
@@ -146,8 +147,37 @@ def activate(h, SILU: tl.constexpr):
     return h
 
 
-UNALIGNED = ["weight", "bias", "add", "scale", "shift"]
-UNSPECIALIZED = ["add_stride", "scale_stride", "shift_stride"]
+@triton.jit
+def kept(rng, sample_ids, sample, threshold, stream_id, c, start, S, SPAN: tl.constexpr, BLOCKS: tl.constexpr,
+         INDEX: tl.constexpr):
+    """Which elements [channels, SPAN] from position `start` on dropout keeps. BLOCKS: no Philox block is of two
+    channels."""
+    c = c.to(INDEX)[:, None]
+    if BLOCKS:
+        block = c * (S // 4) + start // 4 + tl.arange(0, SPAN // 4)[None, :]
+        w0, w1, w2, w3 = words(rng, sample_ids, sample, stream_id, block)
+        word = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (c.shape[0], SPAN))
+    else:
+        i = c * S + start + tl.arange(0, SPAN)[None, :]
+        w0, w1, w2, w3 = words(rng, sample_ids, sample, stream_id, i // 4)
+        word = tl.where(i % 4 < 2, tl.where(i % 4 == 0, w0, w1), tl.where(i % 4 == 2, w2, w3))
+    return word >= tl.cast(threshold, tl.uint32)
+
+
+@triton.jit
+def finish(h, residual, inside, rng, sample_ids, sample, threshold, factor, stream_id, c, start, S,
+           SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+    """Dropout and the residual, where there are such."""
+    if rng is not None:
+        keep = kept(rng, sample_ids, sample, threshold, stream_id, c, start, S, SPAN, BLOCKS, INDEX)
+        h = tl.where(keep, h * factor, 0.0)
+    if residual is not None:
+        h += tl.load(residual, mask=inside, other=0.0).to(tl.float32)
+    return h
+
+
+UNALIGNED = ["weight", "bias", "add", "scale", "shift", "rng", "sample_ids"]
+UNSPECIALIZED = ["add_stride", "scale_stride", "shift_stride", "threshold", "stream_id"]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
@@ -156,9 +186,10 @@ def whole_groups_kernel(x,                           # [B, C, S]
                         add, scale, shift,           # [B, C] with unit channel stride, or None
                         y,                           # [B, C, S]
                         mean, rstd,                  # [B, G] float32
-                        C, S, G, group_tiles, count, eps, add_stride, scale_stride, shift_stride,
-                        SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                        WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
+                        residual, rng, sample_ids,   # [B, C, S], [2] and [B] int64, or None
+                        C, S, G, group_tiles, count, eps, add_stride, scale_stride, shift_stride, threshold, factor,
+                        stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
+                        WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
     sample, _, group, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     values = tl.load(x + base + offset, mask=inside, other=0.0).to(tl.float32)
@@ -172,6 +203,8 @@ def whole_groups_kernel(x,                           # [B, C, S]
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     n = (centred - to_channels(drift, GROUPS, WIDTH)[:, None]) * to_channels(deviation, GROUPS, WIDTH)[:, None]
     h = activate(tl.fma(n, a[:, None], b[:, None]), SILU)
+    at = None if residual is None else residual + base + offset
+    h = finish(h, at, inside, rng, sample_ids, sample, threshold, factor, stream_id, c, 0, S, SPAN, BLOCKS, INDEX)
     tl.store(y + base + offset, h.to(y.dtype.element_ty), mask=inside)
 
 
@@ -229,16 +262,20 @@ def merge_statistics_kernel(partial,        # [B, G, chunks, 2]
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
-def apply_kernel(x, weight, bias, add, scale, shift, y, mean, rstd,      # as in whole_groups_kernel
-                 C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride, shift_stride,
-                 SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-                 SPAN: tl.constexpr, INDEX: tl.constexpr):
-    sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH, SPAN)
+def apply_kernel(x, weight, bias, add, scale, shift, y, mean, rstd, residual, rng, sample_ids,  # as above
+                 C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride, shift_stride, threshold,
+                 factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
+                 WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+    sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
+                                                         SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     h = activate(tl.fma(n, a[:, None], b[:, None]), SILU)
+    at = None if residual is None else residual + base + offset
+    h = finish(h, at, inside, rng, sample_ids, sample, threshold, factor, stream_id, c, chunk % position_chunks * SPAN,
+               S, SPAN, BLOCKS, INDEX)
     tl.store(y + base + offset, h.to(y.dtype.element_ty), mask=inside)
 
 
@@ -262,7 +299,13 @@ def row_stride(tensor):
     return 0 if tensor is None else tensor.stride(0)
 
 
-def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd):
+def blocks_are_whole(rng, S, span):
+    """Whether there are Philox blocks and none is of two channels, or of two tiles."""
+    return rng is not None and S % 4 == 0 and span >= 4
+
+
+def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, residual=None, rng=None,
+                    sample_ids=None, threshold=0, factor=1.0, stream=0):
     """Fills y [B, C, *] and, where they are wanted, mean and rstd [B, G], float32, of x + add."""
     if x.numel() == 0:
         return
@@ -276,15 +319,17 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
                  SPAN=plan.SPAN, INDEX=index_dtype(C * S), num_warps=plan.num_warps)
     strides = dict(add_stride=row_stride(add), scale_stride=row_stride(scale), shift_stride=row_stride(shift))
     chunks = dict(chunks=plan.chunks, position_chunks=plan.position_chunks)
+    options = dict(residual=residual, rng=rng, sample_ids=sample_ids, threshold=threshold, factor=factor,
+                   stream_id=stream, BLOCKS=blocks_are_whole(rng, S, plan.SPAN), SILU=silu)
     grid = (B * plan.group_tiles * plan.chunks,)
     with device_of(x):
         x = aligned(x)
         if plan.whole:
             whole_groups_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, count=count, eps=eps,
-                                      SILU=silu, **strides, **shape)
+                                      **options, **strides, **shape)
             return
         partial = torch.empty((B, groups, plan.chunks, 2), dtype=torch.float32, device=x.device)
         chunk_statistics_kernel[grid](x, add, partial, add_stride=strides["add_stride"], **chunks, **shape)
         merge_statistics_kernel[(B * groups,)](partial, mean, rstd, S, count=count, eps=eps, D=D, WIDTH=plan.WIDTH,
                                                SPAN=plan.SPAN, BLOCK=min(power_of_two(plan.chunks), MERGE), **chunks)
-        apply_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, SILU=silu, **strides, **chunks, **shape)
+        apply_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, **options, **strides, **chunks, **shape)

@@ -1,6 +1,6 @@
 """Gradients of group_norm_silu, in Triton: no atomics, a fixed partition of every sum.
 
-With dh = grad_y * act'(h), P = sum_s dh, Q = sum_s dh * n and R = sum_s n per (sample, channel),
+With dh = drop(grad_y) * act'(h), P = sum_s dh, Q = sum_s dh * n and R = sum_s n per (sample, channel),
 a = weight * (1 + scale), and A, Bq the means over a group of a * dh and a * dh * n:
 
     grad_x = rstd * (a * dh - A - n * Bq)        grad_add = rstd * (a * P - S * A - R * Bq)
@@ -16,8 +16,10 @@ from .group_norm_silu import (
     UNALIGNED,
     UNSPECIALIZED,
     aligned,
+    blocks_are_whole,
     channel_values,
     group_sums,
+    kept,
     locate_groups,
     modulation,
     normalized,
@@ -36,9 +38,13 @@ CHANNEL_BLOCK = 64
 
 
 @triton.jit
-def tile_gradient(grad_y, n, inside, a, b, SILU: tl.constexpr):
+def tile_gradient(grad_y, n, inside, a, b, rng, sample_ids, sample, threshold, factor, stream_id, c, start, S,
+                  SILU: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
     """dh of a tile; 0 outside."""
     dh = tl.load(grad_y, mask=inside, other=0.0).to(tl.float32)
+    if rng is not None:
+        keep = kept(rng, sample_ids, sample, threshold, stream_id, c, start, S, SPAN, BLOCKS, INDEX)
+        dh = tl.where(keep, dh * factor, 0.0)
     if SILU:
         h = tl.fma(n, a[:, None], b[:, None])
         g = sigmoid(h)
@@ -75,15 +81,18 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
                                  grad_x,                             # [B, C, S] or None
                                  grad_add, grad_scale, grad_shift,   # [B, C] or None
                                  sums,                               # [B, 2, C] or None
-                                 C, S, G, group_tiles, count, add_stride, scale_stride, shift_stride,
-                                 SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                                 WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
+                                 rng, sample_ids,                    # [2] and [B] int64, or None
+                                 C, S, G, group_tiles, count, add_stride, scale_stride, shift_stride, threshold,
+                                 factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr,
+                                 GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr,
+                                 INDEX: tl.constexpr):
     sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
-    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
+    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, rng, sample_ids, sample, threshold, factor, stream_id,
+                       c, 0, S, SILU, SPAN, BLOCKS, INDEX)
     P = tl.sum(dh, axis=1)
     Q = tl.sum(dh * n, axis=1)
     R = tl.sum(n, axis=1)
@@ -100,16 +109,18 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
 def chunk_sums_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift,  # as in whole_groups_backward_kernel
                       partial,                                                 # [B, position_chunks, 3, C]: P, Q, R
-                      C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride, shift_stride,
-                      SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                      WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
+                      rng, sample_ids, C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride,
+                      shift_stride, threshold, factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr,
+                      D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+                      BLOCKS: tl.constexpr, INDEX: tl.constexpr):
     sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
                                                          SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
-    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
+    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, rng, sample_ids, sample, threshold, factor, stream_id,
+                       c, chunk % position_chunks * SPAN, S, SILU, SPAN, BLOCKS, INDEX)
     partial += (sample * position_chunks + chunk % position_chunks) * 3 * C
     tl.store(partial + c, tl.sum(dh, axis=1), mask=real)
     tl.store(partial + C + c, tl.sum(dh * n, axis=1), mask=real)
@@ -156,15 +167,18 @@ def merge_sums_kernel(partial,                                      # [B, positi
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
 def apply_gradient_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift, grad_x,  # as above
                           means,                                                           # [B, G, 2]: A, Bq
-                          C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride, shift_stride,
-                          SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                          WIDTH: tl.constexpr, SPAN: tl.constexpr, INDEX: tl.constexpr):
-    sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH, SPAN)
+                          rng, sample_ids, C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride,
+                          shift_stride, threshold, factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr,
+                          D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
+                          BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+    sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
+                                                         SPAN)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
-    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, SILU)
+    dh = tile_gradient(grad_y + base + offset, n, inside, a, b, rng, sample_ids, sample, threshold, factor, stream_id,
+                       c, chunk % position_chunks * SPAN, S, SILU, SPAN, BLOCKS, INDEX)
     group = sample * G + c // D
     mean_a = tl.load(means + group * 2, mask=real, other=0.0)
     mean_b = tl.load(means + group * 2 + 1, mask=real, other=0.0)
@@ -188,7 +202,8 @@ def sum_batch_kernel(sums,                        # [B, 2, C]
 
 
 def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu,
-                             grad_x, grad_weight, grad_bias, grad_add, grad_scale, grad_shift):
+                             grad_x, grad_weight, grad_bias, grad_add, grad_scale, grad_shift, rng=None,
+                             sample_ids=None, threshold=0, factor=1.0, stream=0):
     """Fills the gradients that are not None; grad_x [B, C, *] in x's layout."""
     outputs = (grad_weight, grad_bias, grad_add, grad_scale, grad_shift)
     if x.numel() == 0:
@@ -201,22 +216,24 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
         sums = None
         if grad_weight is not None or grad_bias is not None:
             sums = torch.empty((B, 2, C), dtype=torch.float32, device=x.device)
+        drop = dict(rng=rng, sample_ids=sample_ids, threshold=threshold, factor=factor, stream_id=stream)
         _sample_gradients(aligned(grad_y), aligned(x), mean, rstd, weight, bias, groups, add, scale, shift, silu,
-                          grad_x, grad_add, grad_scale, grad_shift, sums)
+                          grad_x, grad_add, grad_scale, grad_shift, sums, drop)
         if sums is not None:
             sum_batch_kernel[(triton.cdiv(C, CHANNEL_BLOCK),)](sums, grad_weight, grad_bias, B, C, BATCH=BATCH_BLOCK,
                                                                CHANNELS=CHANNEL_BLOCK)
 
 
 def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_add,
-                      grad_scale, grad_shift, sums):
+                      grad_scale, grad_shift, sums, drop):
     """Everything but the sum over the batch, in one kernel or, where a group does not fit on chip, three."""
     B, C = x.shape[:2]
     S, D = x[0, 0].numel(), C // groups
     last, count = channels_last(x), float(D * S)
     plan = plan_groups(S, groups, D, last, x.element_size(), ON_CHIP)
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, SILU=silu, LAST=last, D=D, GROUPS=plan.GROUPS,
-                 WIDTH=plan.WIDTH, SPAN=plan.SPAN, INDEX=index_dtype(C * S), num_warps=plan.num_warps)
+                 WIDTH=plan.WIDTH, SPAN=plan.SPAN, BLOCKS=blocks_are_whole(drop["rng"], S, plan.SPAN),
+                 INDEX=index_dtype(C * S), num_warps=plan.num_warps, **drop)
     strides = dict(add_stride=row_stride(add), scale_stride=row_stride(scale), shift_stride=row_stride(shift))
     given = (grad_y, x, mean, rstd, weight, bias, add, scale, shift)
     grid = (B * plan.group_tiles * plan.chunks,)

@@ -108,14 +108,20 @@ def box_muller(a, b):
 
 
 @triton.jit
-def normals(rng, sample_ids, sample, stream, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Standard normals [ROWS, COLUMNS] of the Philox blocks [ROWS, COLUMNS / 4], each block's four side by side."""
+def words(rng, sample_ids, sample, stream, blocks):
+    """The four words of each of a sample's Philox blocks."""
     seed = tl.load(rng)
     counter = blocks.to(tl.uint32)
     zero = tl.zeros_like(counter)
-    w0, w1, w2, w3 = philox4x32(counter, zero + tl.load(sample_ids + sample).to(tl.uint32),
-                                zero + tl.load(rng + 1).to(tl.uint32), zero + tl.cast(stream, tl.uint32),
-                                seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
+    return philox4x32(counter, zero + tl.load(sample_ids + sample).to(tl.uint32),
+                      zero + tl.load(rng + 1).to(tl.uint32), zero + tl.cast(stream, tl.uint32),
+                      seed.to(tl.uint32), (seed >> 32).to(tl.uint32))
+
+
+@triton.jit
+def normals(rng, sample_ids, sample, stream, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Standard normals [ROWS, COLUMNS] of the Philox blocks [ROWS, COLUMNS / 4], each block's four side by side."""
+    w0, w1, w2, w3 = words(rng, sample_ids, sample, stream, blocks)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (ROWS, COLUMNS))
