@@ -10,6 +10,8 @@ TRAINING = 3
 TIMESTEPS = 4
 FLIPS = 5
 LABELS = 6
+PROBES = 32  # these two are drawn by no kernel of their own
+DEQUANTIZATION = 33
 
 
 def make_rng(seed, draw=0, device=None):

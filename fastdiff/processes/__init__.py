@@ -2,7 +2,23 @@
 
 from . import schedules, sigmas, spacing
 from .gaussian import GaussianProcess
+from .interpolated import InterpolatedProcess
+from .ncsn import NCSNProcess
 from .nodes import Nodes
+from .sde import VESDE, VPSDE, SubVPSDE
 from .sigma import SigmaProcess, SigmaView
 
-__all__ = ["GaussianProcess", "Nodes", "SigmaProcess", "SigmaView", "schedules", "sigmas", "spacing"]
+__all__ = [
+    "VESDE",
+    "VPSDE",
+    "GaussianProcess",
+    "InterpolatedProcess",
+    "NCSNProcess",
+    "Nodes",
+    "SigmaProcess",
+    "SigmaView",
+    "SubVPSDE",
+    "schedules",
+    "sigmas",
+    "spacing",
+]

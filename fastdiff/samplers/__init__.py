@@ -1,20 +1,19 @@
 """Samplers: every solver is a table, one loop runs them all."""
 
-from .ddim import ddim, ddim_reverse
-from .ddpm import ddpm
-from .dpm import dpm_multistep, dpm_singlestep
-from .dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
-from .dpmpp_2s import dpmpp_2s, dpmpp_2s_ancestral, dpmpp_sde
-from .euler import euler, euler_ancestral
-from .heun import dpm_2, dpm_2_ancestral, heun
-from .lms import ipndm, lms
+from .adaptive import DPMAdaptive
+from .conditions import Condition
+from .guidance import Classifier, ClassifierFree, gradient_of
+from .inpaint import Inpaint
+from .interpolate import slerp
+from .ode import AdaptiveFlow
 from .plan import Plan
 from .sampler import Sampler, Step
+from .solvers import *  # noqa: F403
 from .solvers import SOLVERS
-from .unipc import unipc
+from .solvers import __all__ as _solvers
+from .thresholding import DynamicThreshold
 
 __all__ = [
-    "SOLVERS", "Plan", "Sampler", "Step", "ddim", "ddim_reverse", "ddpm", "dpm_2", "dpm_2_ancestral", "dpm_multistep",
-    "dpm_singlestep", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_ancestral", "dpmpp_3m", "dpmpp_3m_sde",
-    "dpmpp_sde", "euler", "euler_ancestral", "heun", "ipndm", "lms", "unipc",
+    "SOLVERS", "AdaptiveFlow", "Classifier", "ClassifierFree", "Condition", "DPMAdaptive", "DynamicThreshold",
+    "Inpaint", "Plan", "Sampler", "Step", "gradient_of", "slerp", *_solvers,
 ]  # fmt: skip

@@ -1,25 +1,31 @@
 """The loop: any network, any process, any plan."""
 
 import contextlib
-import operator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from .. import ops
+from ..capture import Capture
 from . import network
+from . import options as options_
+from .free_run import FreeRun
+from .guidance import ClassifierFree
+from .levels import levels
+from .plan import Plan
+from .request import Request, count
+from .run import Run
 from .solvers import SOLVERS
+from .thresholding import DynamicThreshold
 
 
 class Step(NamedTuple):
-    """What `Sampler.stream` yields after each row of the plan."""
+    """What a run looks like after a row of the plan."""
 
     row: int
     time: int | float  # what the network was fed
     x: torch.Tensor  # [n, C, H, W] float32, the state after the row
-    x0: torch.Tensor  # [n, C, H, W] float32, the row's estimate of the clean data, clipped
+    x0: torch.Tensor  # [n, C, H, W] float32, the last estimate of the clean data, clipped
 
 
 class Sampler:
@@ -27,119 +33,201 @@ class Sampler:
 
     Args:
         model: callable, model(x, t) -> [B, C, *], with x [B, C, *] and t [B], int64 timesteps of the process that it
-            was trained on. x is reused from row to row: a model that keeps it must clone it. A module runs in
-            evaluation mode and is left in the mode it came in. `model.sample_shape` = (C, H, W) lets `sample` take a
-            number; `model.memory_format` = torch.channels_last asks for that layout.
+            was trained on; its output may lie in a tuple, a dict or an object's `.sample`. x is reused from row to row:
+            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in.
+            `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
+            asks for that layout; `model.null_condition` is the condition of unconditional samples.
         process: `fastdiff.GaussianProcess`.
-        solver: "ddpm", or a function (process, timesteps, *, clip) -> Plan.
+        solver: "ddpm", or a function (process, timesteps, *, clip, **options) -> Plan, or one that chooses its own
+            steps in place of the Plan (see `FreeRun`).
         steps: number of rows, evenly spaced over the process, or the timesteps to use; None: every timestep.
-        clip: bound of the estimates of x_0, or None.
-        precision: of the network. "auto": bfloat16 autocast for a float32 module on a GPU with bfloat16 units, else as
-            the module is; "fp32": no autocast; "bf16", "fp16": autocast. A module of half-precision parameters is fed
-            its own dtype, by "auto" or by that dtype's name. The state is float32 always.
+        guidance: a weight, or `ClassifierFree`, or `Classifier`; None: the model as it is.
+        clip: bound of the estimates of x_0, or None, or `DynamicThreshold`.
+        precision: of the network. "auto": bfloat16 autocast for a float32 module on a GPU or CPU that multiplies it
+            faster, else as the module is; "fp32": no autocast; "bf16", "fp16": autocast. A module of half-precision
+            parameters is fed its own dtype, by "auto" or by that dtype's name. The state is float32 always.
+        compile: run each step through torch.compile; a dict: its options. It has no graph break but the model's.
+        cuda_graph: on a GPU, record a step once and replay it. "auto": where that works, with a warning where not;
+            True: or raise; False: never. See `fastdiff.capture.Capture`.
         device: where to sample; None: where the module's parameters are, else the CPU.
+        options: the solver's own, such as eta.
 
     Noise comes from the counter RNG: sample i of a seed has the same noise in every batch and on every device. Raises
     ValueError or TypeError that names the argument; what the model raises passes through.
     """
 
-    def __init__(self, model, process, solver="ddpm", steps=None, *, clip=1.0, precision="auto", device=None):
+    def __init__(
+        self,
+        model,
+        process,
+        solver="ddpm",
+        steps=None,
+        *,
+        guidance=None,
+        clip=1.0,
+        precision="auto",
+        compile=False,
+        cuda_graph="auto",
+        device=None,
+        **options,
+    ):
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if not callable(solver) and solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, or a function, got {solver!r}")
-        if clip is not None and (isinstance(clip, bool) or not clip > 0):
-            raise ValueError(f"clip must be a positive number or None, got {clip!r}")
-        self.model, self.process, self.precision, self.device = model, process, precision, device
         network.check_precision(precision, network.locate(model, device)[1])
-        self.plan = (solver if callable(solver) else SOLVERS[solver])(process, steps, clip=clip)
+        options_.check_modes(compile, cuda_graph)
+        self.model, self.process, self.precision, self.device = model, process, precision, device
+        self.compile, self.cuda_graph, self._refused = compile, cuda_graph, False
+        self.guidance, self.clip = options_.checked_guidance(guidance), options_.checked_clip(clip)
+        self.solver, self.steps, self.options = solver, steps, options
+        options_.check_solver(solver, options)
+        self.plan = self.plan_of(steps)
 
-    def sample(self, n=None, seed=0, sample_ids=None, *, batch_size=None, progress=False):
+    def plan_of(self, steps):
+        """This sampler's plan for these timesteps."""
+        solve = self.solver if callable(self.solver) else SOLVERS[self.solver]
+        clip = 1.0 if isinstance(self.clip, DynamicThreshold) else self.clip
+        plan = solve(self.process, steps, clip=clip, **self.options)
+        if self.guidance is None or not isinstance(plan, Plan):
+            return plan
+        return self.guidance.plan(plan, self.levels)
+
+    @property
+    def guided(self):
+        """Whether the network is ever run in two halves."""
+        free = isinstance(self.guidance, ClassifierFree)
+        return free and bool((self.plan["w"] != 1).any() if isinstance(self.plan, Plan) else self.guidance.w != 1)
+
+    def levels(self, plan):
+        """(alpha, sigma), each [S + 1]: x = alpha * x_0 + sigma * eps before each row of a plan of this sampler."""
+        return levels(self.process, plan, self.steps)
+
+    def sample(
+        self,
+        n=None,
+        seed=0,
+        sample_ids=None,
+        condition=None,
+        *,
+        batch_size=None,
+        x=None,
+        x_start=None,
+        strength=1.0,
+        inpaint=None,
+        callback=None,
+        progress=False,
+    ):
         """Samples [n, C, H, W] in float32, contiguous, not clamped.
 
         Args:
             n: their number, or their shape (n, C, H, W), which a model without `sample_shape` needs; None: as many as
-                sample_ids.
+                sample_ids, x or x_start.
             seed: int in [-2^63, 2^64).
             sample_ids: n ints in [0, 2^32), the identities that noise is a function of; None: 0..n-1.
+            condition: labels or a tensor, the model's third argument, or a dict of keywords; see `Condition`.
             batch_size: work in batches of exactly this size, the last one padded, so that a sample's bytes do not
                 depend on n; None: all at once.
-            progress: show a progress bar.
+            x: [n or 1, C, H, W], the state before the first row instead of noise: an inversion's result, or its image.
+            x_start: [n or 1, C, H, W], images to change: the run starts from their noised version.
+            strength: in (0, 1], the share of the rows that are run on x_start, the last ones.
+            inpaint: (known, mask), mask 1 where to generate, or `Inpaint`, which has RePaint's jumps.
+            callback: callback(step) after each row of each batch, a `Step`; True ends the batch there.
+            progress: show a progress bar; or the caller's own, to move on by one a row.
         """
-        shape, ids = self._shape_and_ids(n, sample_ids)
-        size = max(len(ids), 1) if batch_size is None else _count("batch_size", batch_size, 1)
-        starts = range(0, len(ids), size)
-        result = torch.empty((len(ids), *shape), device=network.locate(self.model, self.device)[0])
-        with tqdm(total=len(starts) * len(self.plan), unit="step", disable=not progress) as bar:
+        request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
+        size = max(request.n, 1) if batch_size is None else count("batch_size", batch_size, 1)
+        run, finish, total = self._prepare(request, size, callback)
+        result = torch.empty((request.n, *request.shape), device=run.device)
+        starts = range(0, request.n, size)
+        with _bar(progress, len(starts) * total) as bar:
             for start in starts:
-                batch = ids[start : start + size]
-                run = self._start(shape, batch + batch[-1:] * (size - len(batch)), seed)
-                with self._mode():
-                    for row in range(len(self.plan)):
-                        self._advance(run, self._call(run, row))
-                        bar.update()
-                result[start : start + size] = run.x[: len(batch)]
+                positions = list(range(start, min(start + size, request.n)))
+                request.begin(run, positions)
+                finish(bar, len(positions))
+                result[start : start + size] = run.x[: len(positions)]
         return result
 
-    def stream(self, n=None, seed=0, sample_ids=None):
-        """An iterator of one `Step` after each row of the plan; the last one's x is what `sample` returns.
+    def _prepare(self, request, size, callback):
+        """(run, finish(bar, n) that takes it from its first row to its last, units of the bar it then has moved)."""
+        if not isinstance(self.plan, Plan):
+            self._check_free(callback)
+            run = FreeRun(self, request.shape, size)
+            return run, lambda bar, n: self._finish_freely(run, bar), 1
+        run = Run(self, request.plan, request.shape, size, estimates=callback is not None)
+        advance, rows = self._advance(run), len(request.plan)
+        if callback is None:
+            return run, lambda bar, n: self._finish(advance, rows, bar), rows
+        return run, lambda bar, n: _watch(self._steps(run, advance, n), callback, bar), rows
+
+    def _finish(self, advance, rows, bar):
+        with self._mode():
+            for row in range(rows):
+                advance(row)
+                bar.update()
+
+    def _finish_freely(self, run, bar):
+        done = bar.n
+        with self._mode():
+            run.finish(lambda fraction: bar.update(done + fraction - bar.n))
+        bar.update(done + 1 - bar.n)
+
+    def _check_free(self, callback=None):
+        if callback is not None:
+            raise ValueError("callback must be None for a solver that chooses its own steps")
+        if self.compile or self.cuda_graph is True:
+            name = "compile" if self.compile else "cuda_graph"
+            raise ValueError(f"{name} must be off for a solver that chooses its own steps, got True")
+
+    def stream(self, n=None, seed=0, sample_ids=None, condition=None, *, every=1, **options):
+        """An iterator of a `Step` after every so many rows of the plan and after its last, whose x `sample` returns.
 
         Arguments as for `sample`, one batch. Each x and x0 is a tensor of its own. Between steps the model is in the
         mode it came in.
         """
-        return self._stream(self._start(*self._shape_and_ids(n, sample_ids), seed))
+        every = count("every", every, 1)
+        run = self._run(n, seed, sample_ids, condition, estimates=True, **options)
+        return self._steps(run, self._advance(run), run.B, every)
 
-    def _stream(self, run):
-        estimates = self.plan.estimates().table(run.x.device)
-        for row, time in enumerate(self.plan.time.tolist()):
-            x0 = torch.empty_like(run.x)
+    def trajectory(self, *arguments, **options):
+        """(x, x0), each [rows, n, C, H, W]: the steps of `stream`, whose arguments these are, stacked."""
+        steps = list(self.stream(*arguments, **options))
+        return torch.stack([step.x for step in steps]), torch.stack([step.x0 for step in steps])
+
+    def _run(self, n=None, seed=0, sample_ids=None, condition=None, *, estimates=False, x=None, x_start=None,
+             strength=1.0, inpaint=None):  # fmt: skip
+        """All samples of a request as one batch, ready for its first row."""
+        if not isinstance(self.plan, Plan):
+            raise ValueError("stream must have a solver with a plan, got one that chooses its own steps")
+        request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
+        run = Run(self, request.plan, request.shape, request.n, estimates=estimates)
+        request.begin(run, list(range(request.n)))
+        return run
+
+    def _steps(self, run, advance, n, every=1):
+        times = run.plan.time.tolist()
+        for row, time in enumerate(times):
             with self._mode():
-                output = self._call(run, row)
-                ops.reverse_step(run.x, output, estimates, run.row, out=x0)
-                self._advance(run, output)
-            yield Step(row, time, run.x.clone(memory_format=torch.contiguous_format), x0.contiguous())
+                advance(row)
+            if (row + 1) % every == 0 or row + 1 == len(times):
+                x, x0 = (value[:n].clone(memory_format=torch.contiguous_format) for value in (run.x, run.x0))
+                yield Step(row, time, x, x0)
 
-    def _start(self, shape, ids, seed):
-        """A batch's tensors on the device, made outside inference mode so that results are ordinary tensors."""
-        device, dtype = network.locate(self.model, self.device)
-        network.check_precision(self.precision, dtype)
-        memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
-        counters = torch.cat([ops.rng.make_rng(seed, device=device), torch.zeros(1, dtype=torch.int64, device=device)])
-        sample_ids = torch.tensor(ids, dtype=torch.int64, device=device)
-        x = ops.normal((len(ids), *shape), counters[:2], sample_ids, memory_format=memory_format)
-        plan, model_input = self.plan, None
-        if plan.start != 1:
-            x.mul_(plan.start)
-        if dtype not in (None, torch.float32) or plan.scales_input:
-            model_input = (plan.input_scale * x).to(dtype or torch.float32)
-        times = plan.time.float() if plan.time.is_floating_point() else plan.time
-        return _Run(
-            x=x,
-            model_input=model_input,
-            history=x.new_zeros((3, *x.shape)) if plan.multistep else None,
-            table=plan.table(device),
-            times=times.to(device)[:, None].repeat(1, len(ids)),
-            rng=counters[:2],
-            row=counters[2:],
-            draw_and_row=counters[1:],
-            sample_ids=sample_ids,
-        )
+    def _advance(self, run):
+        """advance(row): the run's next row, from the host, compiled, or replayed."""
+        step = run.row_on_device
+        if self.compile:
+            step = torch.compile(step, **{"dynamic": False, **(self.compile if isinstance(self.compile, dict) else {})})
+        if not _has_graphs(run.device) and self.cuda_graph is True:
+            raise ValueError(f"cuda_graph must be 'auto' or False on {run.device}, got True")
+        if _has_graphs(run.device) and self.cuda_graph and not self._refused:
+            return self._replay(run, Capture(step, run.device, required=self.cuda_graph is True))
+        return (lambda row: step(run.kinds[row])) if self.compile else run.row
 
-    def _call(self, run, row):
-        """The network's output at this row; None where the plan does not ask for it."""
-        if not self.plan.call[row]:
-            return None
-        output = self.model(run.x if run.model_input is None else run.model_input, run.times[row])
-        if row == self.plan.call.index(True):
-            self._check_output(output, run.x)
-        return output
+    def _replay(self, run, capture):
+        def advance(row):
+            capture(run.kinds[row])
+            self._refused = capture.refused is not None  # then not tried again
 
-    def _advance(self, run, output):
-        ops.reverse_step(
-            run.x, output, run.table, run.row,
-            out=run.x, model_input=run.model_input, history=run.history, rng=run.rng, sample_ids=run.sample_ids,
-        )  # fmt: skip
-        run.draw_and_row.add_(1)
+        return advance
 
     @contextlib.contextmanager
     def _mode(self):
@@ -148,58 +236,20 @@ class Sampler:
         with network.evaluating(self.model), torch.inference_mode(), autocast:
             yield
 
-    def _check_output(self, output, x):
-        if not isinstance(output, torch.Tensor):
-            raise TypeError(f"model must return a tensor, got {type(output).__name__}")
-        B, C, *spatial = x.shape
-        expected = [B, 2 * C if self.plan.learned else C, *spatial]
-        if list(output.shape) != expected:
-            raise ValueError(f"model must return a tensor of shape {expected}, got {list(output.shape)}")
-        if output.device != x.device:
-            raise ValueError(f"model must return a tensor on {x.device}, got {output.device}")
 
-    def _shape_and_ids(self, n, sample_ids):
-        """((C, H, W), list of ids)."""
-        shape = getattr(self.model, "sample_shape", None)
-        if sample_ids is not None:
-            sample_ids = sample_ids.tolist() if hasattr(sample_ids, "tolist") else list(sample_ids)
-            outside = [i for i in sample_ids if not 0 <= operator.index(i) < 2**32]
-            if outside:
-                raise ValueError(f"sample_ids must be in [0, 2**32), got {outside[0]}")
-        if n is None:
-            if sample_ids is None:
-                raise ValueError("n must be given where sample_ids is not, got None")
-            n = len(sample_ids)
-        elif hasattr(n, "__len__"):
-            n, *shape = n
-        if shape is None:
-            raise ValueError(f"n must be a shape (n, C, H, W) for a model without sample_shape, got {n}")
-        n, shape = _count("n", n, 0), tuple(_count("n's C, H, W", extent, 1) for extent in shape)
-        if sample_ids is not None and len(sample_ids) != n:
-            raise ValueError(f"sample_ids must hold n = {n} ids, got {len(sample_ids)}")
-        return shape, list(range(n)) if sample_ids is None else sample_ids
+def _bar(progress, total):
+    if hasattr(progress, "update"):
+        return contextlib.nullcontext(progress)
+    return tqdm(total=total, unit="step", disable=not progress)
 
 
-@dataclass
-class _Run:
-    """One batch in flight. rng, row and draw_and_row are views of one tensor, (seed, draw, row), advanced in place."""
-
-    x: torch.Tensor  # [B, C, *] float32
-    model_input: torch.Tensor | None  # [B, C, *] in the network's dtype, where that is not x itself
-    history: torch.Tensor | None  # [3, B, C, *]
-    table: torch.Tensor  # [S, 24] float32
-    times: torch.Tensor  # [S, B]
-    rng: torch.Tensor
-    row: torch.Tensor
-    draw_and_row: torch.Tensor
-    sample_ids: torch.Tensor  # [B] int64
+def _has_graphs(device):
+    return device.type == "cuda"
 
 
-def _count(name, value, least):
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if isinstance(value, bool) or count < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return count
+def _watch(steps, callback, bar):
+    """Shows each step to the callback until that says True."""
+    for step in steps:
+        bar.update()
+        if callback(step) is True:
+            return

@@ -1,6 +1,7 @@
 """`fastdiff sample`: what is drawn, where it goes, and what is refused before any work."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from fastdiff import GaussianProcess, Sampler, cli, schedules
 from fastdiff.cli import runs
 from fastdiff.data import load
 from fastdiff.data.images import grid, to_uint8
+from fastdiff.samplers import ClassifierFree, ddpm
+from fastdiff.samplers.solvers import SOLVERS
 from tests.cli.runs import save_images, train
 
 
@@ -85,9 +88,9 @@ def test_threads(run, tmp_path, monkeypatch):
     assert told["threads"] == 1
     for threads, option in ((None, []), (2, []), (2, ["--threads=3"])):
         (run / "config.json").write_text(json.dumps({**told, "threads": threads}))
-        assert sample(run, "-n", 1, "--out", tmp_path / "a.png", *option) == 0
+        assert sample(run, "-n", 1, "--out", tmp_path / "a.png", "--steps=1", *option) == 0
     (run / "config.json").write_text(json.dumps(told))
-    assert seen == [1, 2, 3] and torch.get_num_threads() == 1
+    assert list(dict.fromkeys(seen)) == [1, 2, 3] and torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("options", [
@@ -114,7 +117,15 @@ def test_the_bar(run, tmp_path, capsys):
     (["--batch-size=0"], "batch_size must be an int of at least 1, got 0"),
     (["--steps=26"], "steps must be an int in [1, 25], got 26"),
     (["--seed=18446744073709551616"], "seed must be in [-2**63, 2**64)"),
+    (["--spacing=leading"], "steps must be a number with spacing leading, got None"),
+    (["--steps=ddim11"], "timesteps must be 'ddim' and a number of steps that an integer stride gives, got 11"),
     (["--threads=0"], "threads must be at least 1, got 0"),
+    (["--solver=dpmm"], "solver must be one of"),
+    (["--option=eta=0.5"], "options must be among the solver's (none), got 'eta'"),
+    (["--class=3"], "class must not be given for a model without classes, got 3"),
+    (["--guidance=2"], "guidance must be ClassifierFree(w, uncond=...) for a model without null_condition"),
+    (["--null-class=2"], "null-class must not be given without guidance, got 2"),
+    (["--clip=-1"], "clip must be a positive number, DynamicThreshold or None, got -1.0"),
     (["--device=abacus"], "device must be one of this machine's"),
 ])  # fmt: skip
 def test_refusals(run, tmp_path, capsys, monkeypatch, options, message):
@@ -131,6 +142,107 @@ def test_a_place_that_cannot_be_written_is_refused_before_sampling(run, tmp_path
     for out in (tmp_path / "a.png", tmp_path / "file", tmp_path / "file" / "a.png"):
         assert sample(run, "--out", out) == 2
         assert str(out if out.name != "a.png" else tmp_path) in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(run, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "holiday.jpg").touch()
+    assert sample(run, "--out", tmp_path / "images") == 2
+    assert "out must be a new or empty folder" in capsys.readouterr().err
+
+
+# ---- What the sampler is told ----
+
+
+class Conditional(torch.nn.Module):
+    """A network with three classes and one for none, that knows no other data than its label."""
+
+    sample_shape, config = (1, 4, 4), SimpleNamespace(num_classes=4)
+
+    def forward(self, x, t, y):
+        return (x - (y.view(-1, 1, 1, 1) - 1) / 2) * 0.5 + 0 * t.view(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def conditional(run, monkeypatch):
+    load = runs.load_run
+    monkeypatch.setattr(runs, "load_run", lambda *a: (Conditional(), load(*a)[1]))
+    return run
+
+
+def test_labels_lie_beside_the_images(conditional, tmp_path):
+    assert sample(conditional, "-n", 5, "--class", 2, "--out", tmp_path / "a.npz", "--batch-size", 2) == 0
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["arr_0"].shape == (5, 4, 4, 1) and found["arr_0"].dtype == np.uint8
+        assert found["arr_1"].tolist() == [2] * 5 and found["arr_1"].dtype == np.int64
+        process = runs.load_run(conditional)[1]
+        right = Sampler(Conditional(), process).sample(5, condition=2)
+        assert np.array_equal(found["arr_0"], to_uint8(right).permute(0, 2, 3, 1).numpy())
+
+
+def test_random_classes_belong_to_seed_and_sample(conditional, tmp_path):
+    labels = {}
+    for name, n, seed in (("a", 40, 1), ("b", 20, 1), ("c", 40, 2)):
+        out = tmp_path / f"{name}.npz"
+        assert sample(conditional, "-n", n, "--seed", seed, "--class", "random", "--steps=1", "--out", out) == 0
+        labels[name] = np.load(out)["arr_1"]
+    assert set(labels["a"]) == {0, 1, 2, 3} and np.array_equal(labels["a"][:20], labels["b"])
+    assert not np.array_equal(labels["a"], labels["c"])
+
+
+def test_guidance_and_clip(conditional, tmp_path):
+    options = ["--class=2", "--guidance=3", "--null-class=3", "--clip=none", "--steps=5"]
+    assert sample(conditional, "-n", 3, "--out", tmp_path / "a.npz", *options) == 0
+    guidance, process = ClassifierFree(3.0, uncond=3), runs.load_run(conditional)[1]
+    right = Sampler(Conditional(), process, steps=5, guidance=guidance, clip=None).sample(3, condition=2)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(right).permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("options, times", [
+    (["--steps=5"], [24, 18, 12, 6, 0]), (["--steps=5", "--spacing=leading"], [20, 15, 10, 5, 0]),
+    (["--steps=5", "--spacing=trailing"], [24, 19, 14, 9, 4]), (["--steps=2,3"], [24, 19, 13, 12, 0]),
+    (["--steps=ddim5"], [20, 15, 10, 5, 0]),
+])  # fmt: skip
+def test_steps_and_their_spacing(run, tmp_path, monkeypatch, options, times):
+    seen, whole = [], Sampler.sample
+    monkeypatch.setattr(Sampler, "sample", lambda self, *a, **k: (seen.append(self.plan), whole(self, *a, **k))[1])
+    assert sample(run, "-n", 1, "--out", tmp_path / "a.png", *options) == 0
+    assert seen[0].time.tolist() == times
+
+
+def test_a_solver_with_options(run, tmp_path, monkeypatch):
+    def noisy(process, timesteps=None, *, clip=1.0, factor=1.0, name="a"):
+        assert name == "b"
+        return ddpm(process, timesteps, clip=clip).replace(std=[factor] * 4 + [0])
+
+    monkeypatch.setitem(SOLVERS, "noisy", noisy)
+    options = ["--solver=noisy", "--option=factor=0.25", "--option", "name=b", "--steps=5"]
+    assert sample(run, "-n", 3, "--out", tmp_path / "a.npz", *options) == 0
+    model, process = runs.load_run(run)
+    right = Sampler(model, process, noisy, steps=5, factor=0.25, name="b").sample(3)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(right).permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("text, value", [("eta=0.5", 0.5), ("a=True", True), ("a=[1, 2]", [1, 2]), ("a=heun", "heun")])
+def test_options_are_literals_or_texts(text, value):
+    assert cli.sample._option(text)[1] == value
+
+
+@pytest.mark.parametrize("options, message", [
+    ([], "class must be in [0, 4), or random, for this model, got none"),
+    (["--class=4"], "class must be in [0, 4), or random, got 4"),
+    (["--class=1", "--guidance=2"], "guidance must be ClassifierFree"),
+])  # fmt: skip
+def test_class_refusals(conditional, tmp_path, capsys, options, message):
+    assert sample(conditional, "--out", tmp_path / "a.png", *options) == 2
+    assert capsys.readouterr().err.startswith(f"fastdiff: {message}") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--option=eta", "--option=1=2", "--class=cat", "--clip=much"])
+def test_wrong_usage(run, option, capsys):
+    with pytest.raises(SystemExit):
+        sample(run, option)
+    assert option.split("=")[0].strip("-") in capsys.readouterr().err
 
 
 def test_what_is_no_run(tmp_path, capsys):

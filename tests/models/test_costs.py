@@ -34,6 +34,15 @@ def test_a_convolution_by_hand():
     assert three.flops == 3 * one.flops and three.activation_bytes == 6 * one.activation_bytes
 
 
+def test_a_dropout_that_is_off_makes_nothing():
+    """It returns its input."""
+    without, off = (summary(UNet(UNetConfig(**SMALL, dropout=rate)), (1, 3, 8, 8)) for rate in (0.0, 0.5))
+    assert without == off
+    down = {level.name: level for level in off.levels}["down.0"]
+    maps = 2 * (2 + 2) + 1 / 4  # two blocks' norms and convolutions, and the map of half the height and width
+    assert down.activation_bytes == (maps * 8 * 64 + 2 * 8) * 4
+
+
 def test_the_model_is_as_before():
     model = UNet(UNetConfig(**SMALL, num_classes=3)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -9,8 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastdiff
-from fastdiff import GaussianProcess, Sampler, schedules
-from fastdiff.samplers import Plan, ddpm
+from fastdiff import GaussianProcess, Sampler, ops, schedules
+from fastdiff.ops import rng
+from fastdiff.ops.rows import COLUMNS
+from fastdiff.samplers import Plan, ddpm, network
 
 SHAPE = (3, 8, 8)
 
@@ -103,6 +105,7 @@ def test_fixed_batches_make_bytes_independent_of_n(process, net):
 def test_no_samples(process, net):
     assert Sampler(net, process, steps=2).sample(0).shape == (0, *SHAPE)
     assert Sampler(net, process, steps=2).sample(sample_ids=[], batch_size=4).shape == (0, *SHAPE)
+    assert [step.x0.shape for step in Sampler(net, process, steps=2).stream(0)] == [(0, *SHAPE)] * 2
 
 
 # ---- What the network is given ----
@@ -160,12 +163,30 @@ def test_the_network_is_fed_its_own_dtype_and_the_state_is_float32(process, dtyp
     torch.testing.assert_close(samples, expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("precision, autocast", [("auto", None), ("fp32", None), ("bf16", torch.bfloat16)])
-def test_precision_of_a_float32_network(process, net, precision, autocast):
+@pytest.mark.parametrize("precision, units, autocast", [
+    ("auto", False, None), ("auto", True, torch.bfloat16), ("fp32", True, None), ("bf16", False, torch.bfloat16),
+])  # fmt: skip
+def test_precision_of_a_float32_network(process, net, monkeypatch, precision, units, autocast):
+    monkeypatch.setattr("fastdiff.samplers.network.has_bfloat16_units", lambda device: units)
     outputs = []
     net.conv.register_forward_hook(lambda module, inputs, output: outputs.append((inputs[0].dtype, output.dtype)))
     samples = Sampler(net, process, steps=2, precision=precision).sample(2)
     assert outputs == [(torch.float32, autocast or torch.float32)] * 2 and samples.dtype is torch.float32
+
+
+@pytest.mark.parametrize("has", [(), ("avx512_bf16",), ("amx_tile",)])
+def test_bfloat16_units_of_a_cpu(monkeypatch, has):
+    for unit in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda unit=unit: unit in has, raising=False)
+    assert network.has_bfloat16_units(torch.device("cpu")) is bool(has)
+    assert network.has_bfloat16_units(torch.device("meta")) is False
+
+
+def test_a_model_that_changed_is_looked_at_again(process, net):
+    sampler = Sampler(net, process, steps=2, precision="fp32")
+    net.half()
+    with pytest.raises(ValueError, match=r"precision must be auto for a model of torch\.float16, got 'fp32'"):
+        sampler.sample(1)
 
 
 def test_fp32_switches_a_surrounding_autocast_off(process, net):
@@ -190,6 +211,58 @@ def test_channels_last_where_the_model_asks(process, net):
     assert all(step.x.is_contiguous() and step.x0.is_contiguous() for step in steps)
     del net.memory_format
     torch.testing.assert_close(sampler.sample(2, seed=1), samples)
+
+
+def test_rows_that_the_state_decides(backend, process):
+    """Each sample's own copy of the row, the kernel's own noise, and the next row's c_in on the network's input."""
+    seen, rows_seen = [], []
+
+    def model(x, t):
+        seen.append(x.clone())
+        return 0.1 * x
+
+    def adjust(rows, row, x, output, noise):
+        rows_seen.append((int(row), rows.clone(), noise.clone()))
+        rows[:, COLUMNS["c_x"]] = torch.tensor([2.0, 3.0])
+
+    def solver(process, timesteps, *, clip):
+        return Plan([9, 5, 1], c_in=[1.0, 0.5, 0.25], c_x=1.0, std=[0.7, 0, 0.3], adjust=adjust, adjusted=[1, 0, 1])
+
+    x, y, z = (step.x for step in Sampler(model, process, solver).stream((2, 1, 2, 2), seed=3))
+    x_T, *noise = (ops.normal((2, 1, 2, 2), rng.make_rng(3, row), torch.arange(2), stream=s) for row, s in NOISES)
+    factor = torch.tensor([2.0, 3.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(x, factor * x_T + 0.7 * noise[0])
+    assert torch.equal(y, x)
+    torch.testing.assert_close(z, factor * y + 0.3 * noise[1])
+    for found, expected in zip(seen, (x_T, 0.5 * x, 0.25 * y), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert [row for row, *_ in rows_seen] == [0, 2]
+    for (_, rows, given), row, drawn in zip(rows_seen, (0, 2), noise, strict=True):
+        assert torch.equal(rows, Sampler(model, process, solver).plan.table()[[row, row]]) and torch.equal(given, drawn)
+
+
+NOISES = ((0, rng.INITIAL), (0, rng.STEP), (2, rng.STEP))
+
+
+def test_the_last_row_may_be_one_of_them(process):
+    """After it comes no c_in: a model's input would be the state itself."""
+
+    def solver(process, timesteps, *, clip):
+        adjust = lambda rows, *_: None  # noqa: E731
+        return Plan([9, 5], c_in=[0.5, 0.25], c_x=1.0, adjust=adjust, adjusted=[False, True])
+
+    run = Sampler(elementwise, process, solver)._run((2, 1, 2, 2))
+    for row in range(2):
+        run.row(row)
+    assert torch.equal(run.model_input, run.x)
+
+
+def test_no_batch_sees_the_history_of_another(process):
+    def solver(process, timesteps, *, clip):
+        return Plan([9, 5], c_x=1.0, c_1=[1.0, 1.0], write=0, q_x=1.0)
+
+    sampler = Sampler(elementwise, process, solver)
+    assert torch.equal(sampler.sample((4, 1, 2, 2), batch_size=2), sampler.sample((4, 1, 2, 2)))
 
 
 # ---- Modes ----
@@ -255,28 +328,6 @@ def test_the_loop_reads_nothing_back(process, net):
         assert sampler.sample(4).shape == (4, *SHAPE)
 
 
-@pytest.mark.gpu
-def test_the_loop_does_not_synchronise(process, net):
-    sampler = Sampler(net.cuda(), process, steps=5)
-    sampler.sample(2)
-    run = sampler._start(SHAPE, [0, 1], 0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with sampler._mode():
-            for row in range(5):
-                sampler._advance(run, sampler._call(run, row))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-def test_gpu_samples_are_those_of_the_cpu(process):
-    sampler = Sampler(elementwise, process, steps=10)
-    on_cpu = sampler.sample((4, *SHAPE), seed=5)
-    sampler.device = "cuda"
-    torch.testing.assert_close(sampler.sample((4, *SHAPE), seed=5).cpu(), on_cpu, rtol=0, atol=1e-4)
-
-
 # ---- Looking at a run ----
 
 
@@ -306,9 +357,53 @@ def test_copies(process, net, duplicate):
     assert torch.equal(duplicate(sampler).sample(2), sampler.sample(2))
 
 
+def test_options_are_the_solvers(process, net):
+    def solver(process, timesteps, *, clip, factor=1.0):
+        return ddpm(process, timesteps, clip=clip).replace(std=factor)
+
+    assert Sampler(net, process, solver, steps=3, factor=0.25).plan["std"].tolist() == [0.25] * 3
+    with pytest.raises(TypeError, match=r"options must be among the solver's \(factor\), got 'eta'"):
+        Sampler(net, process, solver, steps=3, eta=1.0)
+
+
 def test_a_solver_may_be_a_function(process, net):
     sampler = Sampler(net, process, solver=ddpm, steps=3)
     assert torch.equal(sampler.sample(1), Sampler(net, process, steps=3).sample(1))
+
+
+def test_stream_every_so_many_rows(process, net):
+    sampler = Sampler(net, process, steps=7)
+    whole = list(sampler.stream(2, seed=4))
+    some = list(sampler.stream(2, seed=4, every=3))
+    assert [step.row for step in some] == [2, 5, 6]
+    assert all(torch.equal(step.x, whole[step.row].x) for step in some)
+
+
+def test_a_trajectory_is_the_stream_stacked(process, net):
+    sampler = Sampler(net, process, steps=6)
+    x, x0 = sampler.trajectory(3, seed=4, every=2)
+    steps = list(sampler.stream(3, seed=4, every=2))
+    assert x.shape == x0.shape == (3, 3, *SHAPE)
+    assert torch.equal(x[1], steps[1].x) and torch.equal(x0[2], steps[2].x0)
+
+
+def test_a_callback_sees_every_row_of_every_batch(process, net):
+    sampler, seen = Sampler(net, process, steps=4), []
+    samples = sampler.sample(3, seed=4, batch_size=2, callback=seen.append)
+    assert torch.equal(samples, sampler.sample(3, seed=4, batch_size=2))
+    assert [(step.row, len(step.x)) for step in seen] == [(row, n) for n in (2, 1) for row in range(4)]
+    steps = list(sampler.stream(2, seed=4))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0) for a, b in zip(seen, steps, strict=False))
+    assert torch.equal(seen[-1].x, samples[2:]) and not seen[0].x.is_inference()
+
+
+def test_a_callback_may_stop_early(process, net):
+    sampler = Sampler(net, process, steps=6)
+    stopped = sampler.sample(2, seed=4, callback=lambda step: step.row == 2)
+    assert torch.equal(stopped, list(sampler.stream(2, seed=4))[2].x)
+    for falsy in (None, False, 1):  # only True
+        samples = sampler.sample(2, seed=4, callback=lambda step, falsy=falsy: falsy)
+        assert torch.equal(samples, sampler.sample(2, seed=4))
 
 
 # ---- Errors ----
@@ -320,8 +415,10 @@ def test_a_solver_may_be_a_function(process, net):
     ({"steps": 0}, ValueError, r"steps must be an int in \[1, 1000\], got 0"),
     ({"steps": 1001}, ValueError, r"steps must be an int in \[1, 1000\], got 1001"),
     ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
-    ({"clip": 0.0}, ValueError, r"clip must be a positive number or None, got 0\.0"),
-    ({"clip": True}, ValueError, "clip must be a positive number or None, got True"),
+    ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
+    ({"eta": 0.5}, TypeError, r"options must be among the solver's \(none\), got 'eta'"),
+    ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
+    ({"compile": "eager"}, TypeError, "compile must be a bool or a dict of torch.compile's options, got str"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
     ({"model": Net().half(), "precision": "fp32"}, ValueError, r"must be auto for a model of torch.float16, got 'fp"),
     ({"model": Net(), "device": "meta"}, ValueError, "device must be cpu, where the model is, got meta"),
@@ -351,12 +448,14 @@ def test_bad_arguments(process, net, arguments, kind, message):
 def test_other_bad_arguments(process, net):
     with pytest.raises(ValueError, match=r"n must be a shape \(n, C, H, W\) for a model without sample_shape, got 4"):
         Sampler(elementwise, process, steps=2).sample(4)
+    with pytest.raises(ValueError, match="every must be an int of at least 1, got 0"):
+        Sampler(net, process, steps=2).stream(4, every=0)
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1, got 0"):
         Sampler(net, process, steps=2).sample(4, batch_size=0)
 
 
 @pytest.mark.parametrize("output, kind, message", [
-    (lambda x: (x,), TypeError, "model must return a tensor, got tuple"),
+    (lambda x: (None, x), TypeError, "model must return a tensor, or one in a tuple, dict or .sample, got tuple"),
     (lambda x: x[:, :1], ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 1, 8, 8\]"),
     (lambda x: torch.cat([x, x], 1), ValueError, r"must return a tensor of shape \[2, 3, 8, 8\], got \[2, 6, 8, 8\]"),
     (lambda x: x.to("meta"), ValueError, "model must return a tensor on cpu, got meta"),

@@ -141,6 +141,15 @@ def test_ddim_of_lucidrains_takes_int_of_linspace_from_minus_1(backend, key, eta
         assert error((x + 1) / 2, expected) < 2e-6
 
 
+def test_blocks_of_dpm_singlestep_end_at_the_last_point_before_clean_data():
+    """A row that keeps x for each block of more than one step; the step to clean data is a block of its own."""
+    process = GaussianProcess(LINEAR)
+    for steps, lower, blocks in ((6, True, 2), (8, True, 2), (6, False, 2), (5, False, 1), (4, False, 1)):
+        plan = SOLVERS["dpm_singlestep"](process, steps, lower_order_final=lower)
+        assert plan.call.count(True) == steps and plan.call.count(False) == blocks
+        assert plan["c_0"][-1] == 1 and plan["c_1"][-1] == 0
+
+
 # ---- What solvers refuse ----
 
 

@@ -86,8 +86,16 @@ class Layout:
         return fitting[0]
 
     def _fits(self, n):
-        """Whether a block of no attention and no change of width stands wherever n blocks per level put one that
-        halves."""
-        places = range(n + 1, self.last + 1, n + 1)
-        unlike = ("0.skip_connection.weight", "1.qkv.weight")
-        return not any(f"input_blocks.{i}.{name}" in self.shapes for i in places for name in unlike)
+        """Whether n blocks alike per level, then one without attention that keeps the width, are what stands there."""
+        for start in range(1, self.last + 1, n + 1):
+            if len({self._kind(i) for i in range(start, start + n)}) > 1:
+                return False
+            halves = start + n
+            if halves < self.last and self._kind(halves) != (self._kind(start)[0], False):
+                return False
+        return True
+
+    def _kind(self, i):
+        """(width, whether it attends) of the i-th input block."""
+        width = self.shapes[f"input_blocks.{i}.0.in_layers.2.weight"][0]
+        return width, f"input_blocks.{i}.1.qkv.weight" in self.shapes

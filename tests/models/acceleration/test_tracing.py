@@ -9,7 +9,7 @@ from torch import nn
 
 import fastdiff
 
-from .foreign import Block, OpenAIBlock, assert_near, drawn, gradients, image
+from .foreign import Block, Net, OpenAIBlock, assert_near, drawn, gradients, image
 
 X, EMB = image(2, 8, 6, 5), image(2, 16)
 
@@ -156,6 +156,36 @@ def test_numbers_that_are_others_in_each_call():
         assert_near(model(X, factor / 7), F.silu(model.norm(X)) * (factor / 7))
     cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "functions"))
     assert len(cell.functions) == 32
+
+
+class Mode(Normed):
+    """Another function in training, and in a forward whose gradient is wanted."""
+
+    def forward(self, x):
+        h = self.act(self.norm(x))
+        h = 2 * h if self.training else h
+        return 3 * h if torch.is_grad_enabled() else h
+
+
+def test_the_mode_is_looked_at_in_each_call():
+    model = drawn(Mode())
+    expected = F.silu(model.norm(X))
+    fastdiff.accelerate(model)
+    assert_near(model(X), 3 * expected)
+    assert_near(model.train()(X), 6 * expected)
+    with torch.no_grad():
+        assert_near(model(X), 2 * expected)
+        assert_near(model.eval()(X), expected)
+
+
+def test_a_silu_that_others_hold_is_left():
+    """Norm and SiLU of two statements, in a forward that is not followed, are one op if nobody else has the SiLU."""
+    model, args = drawn(Net(False)), (image(2, 3, 6, 5), torch.tensor([3.0, 500.0]))
+    model.out[2] = model.act_out
+    expected = model(*args)
+    kinds = {site.path: site.kind for site in fastdiff.accelerate(model).sites}
+    assert kinds["norm_out"] == "GroupNorm" and kinds["out.1"] == "GroupNorm + SiLU"
+    assert_near(model(*args), expected)
 
 
 class Choosing(Normed):

@@ -77,7 +77,21 @@ NETWORKS = {
     ),
     "guided, classifier by means": (
         OPENAI | LEVELS | dict(pool="spatial", out_channels=10, downsample="block", upsample="block"),
-        dict(num_heads=2, use_new_attention_order=False, num_res_blocks=1), "guided",  # else of two, perhaps
+        dict(num_heads=2, use_new_attention_order=False), "guided",
+    ),
+    "guided, classifier by means, two blocks": (
+        OPENAI | LEVELS | dict(pool="spatial", out_channels=10, downsample="block", upsample="block", num_res_blocks=2),
+        dict(num_heads=2, use_new_attention_order=False), "guided",
+    ),
+    "guided, classifier, where widths tell": (
+        OPENAI | dict(pool="adaptive", out_channels=10, downsample="block", upsample="block", num_res_blocks=2,
+                      attention_resolutions=()),
+        dict(num_heads=2, use_new_attention_order=False), "guided",
+    ),
+    "guided, classifier of one kind of block": (
+        OPENAI | dict(pool="adaptive", out_channels=10, downsample="block", upsample="block", channel_mult=(1, 1),
+                      attention_resolutions=()),
+        dict(num_heads=2, use_new_attention_order=False, num_res_blocks=1), "guided",  # or of three, at one resolution
     ),
     "guided, classifier by normed means": (
         OPENAI | dict(pool="spatial_v2", out_channels=10), dict(num_heads=2, use_new_attention_order=False), "guided",

@@ -1,0 +1,61 @@
+"""How much of the clean image and of noise the state of a run holds."""
+
+import torch
+
+from ..processes.nodes import Nodes
+
+
+def levels(process, plan, timesteps=None):
+    """(alpha, sigma), each [S + 1] float64: x = alpha * x_0 + sigma * eps before each row and after the last.
+
+    The end is clean data, 1 and 0, or that of the Nodes given as timesteps.
+    The network's input c_in * x is what the process feeds it at the row's time. A fractional timestep of a
+    `GaussianProcess` lies between two whole ones, its log(alpha^2 / sigma^2) interpolated linearly; of other processes,
+    the times must be among their `nodes(timesteps)`.
+    """
+    if hasattr(process, "snr") and hasattr(process, "timestep_map"):
+        alpha, sigma = _between_timesteps(process, plan.time.double())
+    else:
+        alpha, sigma = _of_nodes(process, plan.time.double(), timesteps)
+    clean = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    ends = (timesteps.alpha[-1:], timesteps.sigma[-1:]) if isinstance(timesteps, Nodes) else clean
+    return tuple(torch.cat([scale / plan["c_in"], end]) for scale, end in zip((alpha, sigma), ends, strict=True))
+
+
+def _between_timesteps(process, time):
+    known = process.timestep_map.double()
+    after = torch.searchsorted(known, time).clamp(0, len(known) - 1)
+    before = torch.where(known[after] == time, after, (after - 1).clamp(min=0))
+    gap = torch.where(after == before, 1, known[after] - known[before])
+    level = torch.lerp(process.logsnr[before], process.logsnr[after], ((time - known[before]) / gap).clamp(0, 1))
+    exact = before == after
+    alpha = torch.where(exact, process.alpha[after], torch.sigmoid(level).sqrt())
+    return alpha, torch.where(exact, process.sigma[after], torch.sigmoid(-level).sqrt())
+
+
+def _of_nodes(process, time, timesteps):
+    nodes = _nodes(process, timesteps)
+    found = nodes.time.double()[None] == time[:, None]  # [S, nodes]
+    if not found.any(1).all():
+        missing = time[~found.any(1)][0].item()
+        raise ValueError(f"solver must keep to the process' nodes here, got time {missing:g} between them")
+    at = found.double().argmax(1)
+    return nodes.alpha[at] * nodes.c_in[at], nodes.sigma[at] * nodes.c_in[at]
+
+
+def _nodes(process, timesteps):
+    if isinstance(timesteps, Nodes):
+        return timesteps
+    if not hasattr(process, "nodes"):
+        raise TypeError(f"process must have nodes, whose levels are known, got {type(process).__name__}")
+    return process.nodes(timesteps)
+
+
+def remaining(process, time, timesteps=None):
+    """What a solver takes as timesteps for a run through those of `time` that are points of the process, or None."""
+    times = set(time.double().tolist())
+    if hasattr(process, "timestep_map"):
+        return [t for t, known in enumerate(process.timestep_map.tolist()) if known in times] or None
+    nodes = _nodes(process, timesteps)
+    first = next((i for i, at in enumerate(nodes.time.double().tolist()) if at in times), None)
+    return None if first is None else Nodes(*(column[first:] for column in nodes))

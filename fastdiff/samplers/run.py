@@ -1,0 +1,196 @@
+"""One batch in flight: its tensors on the device, and a row of the plan at a time."""
+
+from typing import NamedTuple
+
+import torch
+
+from .. import ops
+from ..ops.rows import COLUMNS, WIDTH
+from . import network
+from .conditions import arguments
+from .guidance import Classifier, ClassifierFree
+from .thresholding import DynamicThreshold
+
+
+class Kind(NamedTuple):
+    """What a row does besides its coefficients: rows of one kind are the same work on the device."""
+
+    halves: int  # of the network's call: 0, none; 1; or 2, guided
+    adjusted: bool
+
+
+class Run:
+    """Tensors of a batch [B, C, *] for a sampler's plan, made once and filled anew by `begin` for every batch.
+
+    Nothing below allocates but the network and its outputs, reads a device value or copies from the host, so that a row
+    can be captured in a CUDA graph: `row_on_device` is that, `row` the same for the host's loop.
+    """
+
+    def __init__(self, sampler, plan, shape, B, *, estimates=False):
+        self.model, self.plan, self.shape, self.B = sampler.model, plan, shape, B
+        self.device, self.dtype = network.locate(self.model, sampler.device)
+        network.check_precision(sampler.precision, self.dtype)  # the model may have changed
+        self.free = sampler.guidance if isinstance(sampler.guidance, ClassifierFree) else None
+        self.classifier = sampler.guidance if isinstance(sampler.guidance, Classifier) else None
+        self.threshold = sampler.clip if isinstance(sampler.clip, DynamicThreshold) else None
+        learned = plan.learned or getattr(sampler.process, "variance", None) in ("learned", "learned_range")
+        self.channels = shape[0] * (2 if learned else 1)
+        self.kinds = _kinds(plan, self.free)
+        rescales = self.free is not None and self.free.rescale > 0
+        self.has_terms = rescales or self.threshold is not None or self.classifier is not None
+        self.parts = max(kind.halves for kind in self.kinds) or 1
+        self._allocate(estimates)
+
+    def _allocate(self, estimates):
+        plan, B, device = self.plan, self.B, self.device
+        self.memory_format = memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
+        self.x = torch.empty((B, *self.shape), device=device, memory_format=memory_format)
+        self.model_input = None
+        if self.dtype not in (None, torch.float32) or plan.scales_input or self.parts == 2:
+            size, dtype = (self.parts * B, *self.shape), self.dtype or torch.float32
+            self.model_input = torch.empty(size, device=device, dtype=dtype, memory_format=memory_format)
+        self.history = self.x.new_zeros((3, *self.x.shape)) if plan.multistep else None
+        self.x0 = torch.zeros_like(self.x) if estimates else None
+        self.raw = torch.empty_like(self.x) if self.threshold else None
+        self.table = plan.table().to(device, non_blocking=True)
+        if estimates:
+            self.estimates = plan.estimates().table().to(device, non_blocking=True)
+        if self.threshold:
+            plain = plan.estimates().replace(bound=float("inf"), g_0=0)
+            self.raw_estimates = plain.table().to(device, non_blocking=True)
+        times = plan.time.float() if plan.time.is_floating_point() else plan.time
+        times = times[:, None].repeat(1, self.parts * B).to(device, non_blocking=True)
+        self.times = {0: times, 1: times[:, :B], 2: times}  # by the halves of a call
+        self.time = {halves: torch.empty_like(times[:1]) for halves, times in self.times.items()}
+        self.counters = torch.zeros(3, dtype=torch.int64, device=device)  # seed, draw, row
+        self.rng, self.counter, self.draw_and_row = self.counters[:2], self.counters[2:], self.counters[1:]
+        self.sample_ids = torch.zeros(B, dtype=torch.int64, device=device)
+        self.mask = self.known = None
+        self.condition = {}
+        if any(plan.adjusted):
+            self._allocate_adjusted()
+
+    def _allocate_adjusted(self):
+        """Room for the samples' own copies of a row, each followed by the c_in of the next."""
+        pairs = torch.zeros(len(self.plan), 2, WIDTH)
+        pairs[:, 0] = self.plan.table()
+        pairs[:-1, 1, COLUMNS["c_in"]] = pairs[1:, 0, COLUMNS["c_in"]]
+        pairs[-1, 1, COLUMNS["c_in"]] = 1
+        self.pairs = pairs.to(self.device, non_blocking=True)
+        self.own = torch.empty(self.B, 2, WIDTH, device=self.device)
+        self.own_row = torch.arange(0, 2 * self.B, 2, device=self.device)
+
+    def begin(self, seed, sample_ids, *, x=None, x_start=None, start=None, condition=None, known=None, mask=None):
+        """A new batch: x_T = start * noise, or x, or alpha * x_start + sigma * noise with start = (alpha, sigma)."""
+        counters = torch.cat([ops.rng.make_rng(seed), torch.zeros(1, dtype=torch.int64)])
+        self.counters.copy_(counters, non_blocking=True)
+        self.sample_ids.copy_(torch.tensor(sample_ids, dtype=torch.int64), non_blocking=True)
+        if x is not None:
+            self.x.copy_(x)
+        else:
+            noise = self._normal(ops.rng.INITIAL)
+            alpha, sigma = (0, self.plan.start) if x_start is None else start
+            self.x.copy_(noise if sigma == 1 else noise.mul_(sigma))
+            if x_start is not None:
+                self.x.add_(x_start, alpha=alpha)
+        if self.model_input is not None:
+            for half in self.model_input.chunk(self.parts):
+                half.copy_(self.plan.input_scale * self.x)
+        if self.history is not None:
+            self.history.zero_()
+        self.known, self.mask = _kept(self.known, known), _kept(self.mask, mask)
+        self.condition = {key: _kept(self.condition.get(key), value) for key, value in (condition or {}).items()}
+        self._bind()
+
+    def _normal(self, stream):
+        return ops.normal(self.x.shape, self.rng, self.sample_ids, stream=stream, memory_format=self.memory_format)
+
+    def _bind(self):
+        """What every call of the kernel and the network is given, whichever the row."""
+        self.fixed = dict(
+            out=self.x, model_input=self.model_input, history=self.history, rng=self.rng, sample_ids=self.sample_ids,
+            mask=self.mask, known=self.known,
+        )  # fmt: skip
+        whole = self.x if self.model_input is None else self.model_input
+        conditional = {
+            key: value[-self.B :] if isinstance(value, torch.Tensor) else value for key, value in self.condition.items()
+        }
+        self.fed = {
+            1: (whole[-self.B :], *arguments(conditional)),
+            2: (whole, *arguments(self.condition)),
+        }
+
+    def row(self, row):
+        """The plan's row, which the device's counter has come to."""
+        kind = self.kinds[row]
+        self._step(kind, self.times[kind.halves][row])
+
+    def row_on_device(self, kind):
+        """The row that the device's counter names."""
+        time = self.time[kind.halves]
+        torch.index_select(self.times[kind.halves], 0, self.counter, out=time)
+        self._step(kind, time[0])
+
+    def _step(self, kind, time):
+        output = self._call(kind.halves, time) if kind.halves else None
+        terms = self._terms(kind.halves, output, time) if self.has_terms and kind.halves else {}
+        if self.x0 is not None and kind.halves:
+            ops.reverse_step(self.x, output, self.estimates, self.counter, out=self.x0, **terms)
+        if kind.adjusted:
+            self._adjusted_step(kind, output, terms)
+        else:
+            ops.reverse_step(self.x, output, self.table, self.counter, **self.fixed, **terms)
+        self.draw_and_row.add_(1)
+
+    def _call(self, halves, time):
+        x, positional, keywords = self.fed[halves]
+        output = network.tensor_of(self.model(x, time, *positional, **keywords))
+        if output.shape[1:2] != (self.channels,) or output.shape[2:] != x.shape[2:] or len(output) != len(x):
+            expected = [len(x), self.channels, *x.shape[2:]]
+            raise ValueError(f"model must return a tensor of shape {expected}, got {list(output.shape)}")
+        if output.device != x.device:
+            raise ValueError(f"model must return a tensor on {x.device}, got {output.device}")
+        return output
+
+    def _weight(self):
+        return self.table.index_select(0, self.counter)[:, COLUMNS["w"]]
+
+    def _terms(self, halves, output, time):
+        """gain, bound, shrink [B] and extra like x, as far as this run has them."""
+        terms = {}
+        if halves == 2 and self.free.rescale:
+            terms["gain"] = self.free.gain(output, self.shape[0], self._weight())
+        if self.threshold is not None:
+            ops.reverse_step(self.x, output, self.raw_estimates, self.counter, out=self.raw, **terms)
+            terms["bound"], terms["shrink"] = self.threshold(self.raw)
+        if self.classifier is not None:
+            x, positional, keywords = self.fed[1]
+            with torch.inference_mode(False):
+                extra = self.classifier.gradient(x, time[: self.B], *positional, **keywords)
+            terms["extra"] = extra.to(self.x.dtype)
+        return terms
+
+    def _adjusted_step(self, kind, output, terms):
+        """The row with coefficients that each sample's state decides; its noise is that of the kernel."""
+        self.own.copy_(self.pairs.index_select(0, self.counter).expand_as(self.own))
+        if kind.halves == 2:
+            output = self.free.combine(output, self.shape[0], self._weight(), terms.pop("gain", None))
+        noise = self._normal(ops.rng.STEP)
+        self.plan.adjust(self.own[:, 0], self.counter, self.x, output, noise)
+        table = self.own.view(2 * self.B, WIDTH)
+        ops.reverse_step(self.x, output, table, self.own_row, noise=noise, **self.fixed, **terms)
+
+
+def _kinds(plan, free):
+    guided = free is not None and plan["w"] != 1
+    return [
+        Kind((2 if free is not None and guided[row] else 1) if call else 0, adjusted)
+        for row, (call, adjusted) in enumerate(zip(plan.call, plan.adjusted, strict=True))
+    ]
+
+
+def _kept(before, value):
+    """The value in the tensor of the batch before, whose address a captured graph knows."""
+    if isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor) and before.shape == value.shape:
+        return before.copy_(value)
+    return value.clone() if isinstance(value, torch.Tensor) else value
