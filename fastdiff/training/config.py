@@ -9,7 +9,10 @@ from .profiles import Constant, Power
 from .timesteps import SAMPLERS
 
 # What a resumed run may be told anew. The data may have moved: their content is compared.
-FREE = ("steps", "workers", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "data", "threads")
+FREE = (
+    "steps", "workers", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "threads",
+    "data", "data_dir", "image_size", "on_error", "num_samples",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
     config = config or TrainConfig()
     with interrupts() as interrupted, _own_generator(model):
         run = Run(model, process, data, Path(out), config, settings or {}, resume)
-        with contextlib.closing(run.metrics), run.bar(progress) as bar:
+        with contextlib.closing(run), run.bar(progress) as bar:
             while run.step < config.steps:
                 run.train_step()
                 bar.update()
@@ -112,6 +112,10 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             checkpoint.write_config(self.out, settings)
         return step
+
+    def close(self):
+        if self.metrics:
+            self.metrics.close()
 
     def bar(self, progress):
         hidden = not (progress and self.ranks.first)
