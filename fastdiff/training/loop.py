@@ -77,7 +77,7 @@ class Run:
         self.device, self.ranks = next(model.parameters()).device, Ranks()
         check_shares(config, self.ranks.world)
         self.objective = Objective(process, config.objective, config.weighting, config.gamma)
-        self.timesteps = make_sampler(config.timesteps, process.num_timesteps, config.batch_size, self.device)
+        self.timesteps = make_sampler(config.timesteps, process, config.batch_size, self.device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=_fused(self.device)
         )
@@ -207,8 +207,10 @@ class Run:
         return self.objective(output, batch)
 
     def _share(self, t):
-        """t as a share of its range, in [0, 1)."""
-        return t if t.is_floating_point() else t.double() / self.process.num_timesteps
+        """t as a share of its range, in [0, 1]."""
+        if t.is_floating_point():
+            return (t - self.process.t_min) / (self.process.t_max - self.process.t_min)
+        return t.double() / self.process.num_timesteps
 
     def log(self):
         """Writes the means since the last time; returns that of the loss. Raises where a step was bad."""

@@ -40,6 +40,10 @@ class Objective:
     models", 2021, equation 16 (lambda = 0.001); Hang et al., "Efficient diffusion training via min-SNR weighting
     strategy", 2023.
 
+    Where the score is predicted, of noise levels or in continuous time, `simple` is denoising score matching with
+    lambda = sigma^2, mean((sigma m + eps)^2). Source: Song and Ermon, "Generative modeling by estimating gradients of
+    the data distribution", 2019, equations 5 and 6; Song et al. 2021, equation 7.
+
     Args:
         process: `fastdiff.GaussianProcess`, or a process in continuous time or of noise levels, for `simple` alone.
         kind: one of `OBJECTIVES`.
@@ -90,9 +94,18 @@ class Objective:
         if hasattr(process, "loss"):  # the tables of its timesteps
             weight = None if self.weighting == "uniform" else self._table(output.device)
             return process.loss(output, batch.x_start, batch.t, weight=weight, **options)
-        a, b = (value.float() for value in process.line(batch.t))
+        a, b, alpha, sigma = self._continuous(batch.t)
         places = torch.arange(len(a), device=a.device)
-        return diffusion_loss(output, batch.x_start, places, a, b, weight=self._weights(batch.t), **options)
+        weight = self._weights(alpha, sigma)
+        return diffusion_loss(output, batch.x_start, places, a.float(), b.float(), weight=weight, **options)
+
+    def _continuous(self, t):
+        """(a, b) of the target a * x_0 + b * eps, alpha and sigma, each float64 [B]."""
+        process = self.process
+        if hasattr(process, "line"):
+            return *process.line(t), process.alpha(t), process.sigma(t)
+        tables = process.target_x0, process.target_eps, process.alpha, process.sigma
+        return tuple(table.to(t.device)[t] for table in tables)
 
     def _bound(self, output, batch, **options):
         return self.process.vlb_terms(output, batch.x_start, batch.x_t, batch.t, flip=batch.flip, **options)
@@ -102,9 +115,8 @@ class Objective:
         snr = self.process.table("snr", device, torch.float64)
         return _weight(self.process.prediction, snr, self.weighting, self.gamma).float()
 
-    def _weights(self, t):
-        """Those of times [B]: lambda(t) = sigma^2 of denoising score matching where the score is predicted."""
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+    def _weights(self, alpha, sigma):
+        """Those of these samples [B]: lambda = sigma^2 of denoising score matching where the score is predicted."""
         if self.process.prediction == "score":
             return (sigma**2).float()
         if self.weighting == "uniform":
