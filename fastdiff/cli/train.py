@@ -7,6 +7,7 @@ Under torchrun each process takes its part of every batch, with DistributedDataP
 On several machines torchrun also wants --nnodes N and --rdzv-endpoint HOST:PORT, the same on each.
 """
 
+import json
 from pathlib import Path
 
 from .flags import add_arguments
@@ -31,6 +32,7 @@ def main(args):
         return 130
     if first:
         out = options["out"]
+        _plot(Path(out))
         print(f"trained: {out} (draw with `fastdiff sample {out} -n 64 --out grid.png`)")
     return 0
 
@@ -55,6 +57,16 @@ def _train(options, args, device):
         model, process, data, options["out"], config,
         settings=settings, draw=grids, resume=args.resume, progress=not args.quiet,
     )  # fmt: skip
+
+
+def _plot(out):
+    """loss.png of a run that has said two things or more, where matplotlib is there."""
+    from ..evaluation import plots
+
+    log = out / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if len(lines) > 1 and plots.available():
+        plots.losses(out / "loss.png", lines)
 
 
 def _data(options):

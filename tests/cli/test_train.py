@@ -14,6 +14,7 @@ from fastdiff import load_unet, training
 from fastdiff.cli import settings as command
 from fastdiff.cli.flags import add_arguments
 from fastdiff.data import load, sources
+from fastdiff.evaluation import plots
 from fastdiff.training.checkpoint import checkpoints
 from tests.cli.runs import TINY, save_images, start, steps_logged, train
 
@@ -37,7 +38,9 @@ def test_a_run(tmp_path, capsys):
     data = save_images(tmp_path / "a.npz")
     assert train(data, out, "--steps=6", "--sample-every=4", "--log-every=2", "--seed=3") == 0
     assert f"fastdiff sample {out}" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == [
+    if plots.available():
+        assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in out.iterdir() if path.name != "loss.png") == [
         "checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "samples", "tensorboard",
     ]  # fmt: skip
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["0000004.png", "0000006.png"]
