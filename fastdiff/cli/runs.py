@@ -11,10 +11,17 @@ from ..processes import GaussianProcess, schedules
 from ..samplers import Sampler
 from ..training.checkpoint import MODEL, read_config
 
+# Those of `fastdiff.schedules` that take T alone.
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
+
+
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def device(name=None):
     """The torch.device of that name; by default the GPU where there is one."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or default_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -37,8 +44,8 @@ def threads(count=None):
 
 def make_process(options):
     """The process of {schedule, num_timesteps, prediction, variance}."""
-    if options["schedule"] not in ("linear", "cosine"):
-        raise ValueError(f"schedule must be linear or cosine, got {options['schedule']!r}")
+    if options["schedule"] not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {options['schedule']!r}")
     betas = getattr(schedules, options["schedule"])(options["num_timesteps"])
     return GaussianProcess(betas, prediction=options["prediction"], variance=options["variance"])
 
@@ -49,19 +56,31 @@ def load_run(directory, device="cpu"):
     path = Path(directory) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {MODEL}")
-    return load_unet(path, device=device), make_process(config["process"])
+    model = with_classes(load_unet(path, device=device), config.get("classes"))
+    return model, make_process(config["process"])
+
+
+def with_classes(model, classes):
+    """The model, which says that it knows so many classes, and none as the label after them."""
+    if classes is not None:
+        model.num_classes = model.null_condition = classes
+    return model
 
 
 class Grids:
-    """draw(model, step) for `fastdiff.training.train`: samples of always the same noise, in out/samples/<step>.png."""
+    """draw(model, step) for `fastdiff.training.train`: samples of always the same noise, in out/samples/<step>.png.
 
-    def __init__(self, process, out, num_samples, seed):
+    Of a model with classes, sample i is of class i modulo their number.
+    """
+
+    def __init__(self, process, out, num_samples, seed, classes=None):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         self.process, self.out, self.num_samples, self.seed = process, out / "samples", num_samples, seed
+        self.condition = None if classes is None else torch.arange(num_samples) % classes
 
     def __call__(self, model, step):
-        image = grid(Sampler(model, self.process).sample(self.num_samples, seed=self.seed))
+        image = grid(Sampler(model, self.process).sample(self.num_samples, seed=self.seed, condition=self.condition))
         self.out.mkdir(exist_ok=True)
         save_png(image, self.out / f"{step:07d}.png")
         return image

@@ -90,7 +90,7 @@ def _sampler(args, group):
     if device == "cuda" and group.world > 1:
         device = f"cuda:{group.local}"
     model, process = runs.load_run(args.run, runs.device(device))
-    labels = _labels(args, getattr(model.config, "num_classes", None))
+    labels = _labels(args, getattr(model, "num_classes", getattr(model.config, "num_classes", None)))
     if args.null_class is not None and args.guidance is None:
         raise ValueError(f"null-class must not be given without guidance, got {args.null_class}")
     guidance = None if args.guidance is None else ClassifierFree(args.guidance, args.null_class)

@@ -2,7 +2,7 @@
 
     config.json                     everything that the run was told
     checkpoints/00000500/           all that resuming from step 500 needs, of which the last few are kept
-        state.safetensors           weights model.*, averages ema.<profile>.*, moments optimizer.<i>.<name>
+        state.safetensors           weights model.*, averages ema.<profile>.*, moments optimizer.<i>.<name>, extra.*
         state.json                  the step, counts, the optimizer's options, the checksum of state.safetensors
     model.safetensors               the averaged weights as the network's own `save` writes them, for `fastdiff sample`
 
@@ -58,12 +58,12 @@ def checkpoints(directory):
     return dict(sorted(steps.items(), reverse=True))
 
 
-def save(directory, step, model, ema, optimizer, keep=2):
+def save(directory, step, model, ema, optimizer, keep=2, extra=None):
     """Writes the checkpoint of a step and the averaged weights; then deletes all but the last `keep` checkpoints.
 
     Where the disk is full OSError is raised, and the checkpoints before are left as they were.
     """
-    tensors, rest = _flattened(step, model, ema, optimizer)
+    tensors, rest = _flattened(step, model, ema, optimizer, extra or {})
     with _disk(), whole_directory(Path(directory) / CHECKPOINTS / f"{step:08d}") as part:
         save_file(tensors, part / TENSORS)
         rest["crc32"] = _checksum(part / TENSORS)
@@ -86,9 +86,10 @@ class _disk:
             raise OSError(f"checkpoint could not be written: {error}") from error
 
 
-def _flattened(step, model, ema, optimizer):
+def _flattened(step, model, ema, optimizer, extra):
     """(tensors by name, what is none)."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors.update({f"extra.{name}": value for name, value in extra.items()})
     for profile, average in enumerate(ema.averages):
         tensors.update({f"ema.{profile}.{name}": value for name, value in average.items()})
     state = optimizer.state_dict()
@@ -100,8 +101,8 @@ def _flattened(step, model, ema, optimizer):
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}, rest
 
 
-def restore(directory, model, ema, optimizer):
-    """Loads the newest whole checkpoint into all three and returns its step.
+def restore(directory, model, ema, optimizer, extra=None):
+    """Loads the newest whole checkpoint into all three, and into the tensors `extra`, and returns its step.
 
     A damaged one is passed over with a warning. Raises FileNotFoundError where there is none, and ValueError, with
     nothing changed, where none is whole and this network's.
@@ -110,14 +111,14 @@ def restore(directory, model, ema, optimizer):
     for path in checkpoints(directory).values():
         try:
             tensors, rest = _read(path)
-            _check(tensors, rest, model, ema, optimizer)
+            _check(tensors, rest, model, ema, optimizer, extra or {})
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             damage.append(f"resume must find a whole checkpoint of this run in {str(path)!r}, got {reason}")
             continue
         for message in damage:
             warnings.warn(f"passed over: {message}", stacklevel=2)
-        _load(tensors, rest, model, ema, optimizer)
+        _load(tensors, rest, model, ema, optimizer, extra or {})
         return rest["step"]
     if damage:
         raise ValueError(damage[0])
@@ -143,9 +144,10 @@ def _parameters(optimizer):
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _check(tensors, rest, model, ema, optimizer):
+def _check(tensors, rest, model, ema, optimizer, extra):
     """Raises where a tensor has not the shape of the one that it is for."""
     expected = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    expected.update({f"extra.{name}": value.shape for name, value in extra.items()})
     for profile, average in enumerate(ema.averages):
         expected.update({f"ema.{profile}.{name}": value.shape for name, value in average.items()})
     parameters = _parameters(optimizer)
@@ -164,11 +166,13 @@ def _check(tensors, rest, model, ema, optimizer):
         raise TypeError("numbers that are no dict")
 
 
-def _load(tensors, rest, model, ema, optimizer):
+def _load(tensors, rest, model, ema, optimizer, extra):
     def under(prefix):
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     model.load_state_dict(under("model."))
+    for name, value in extra.items():
+        value.copy_(tensors[f"extra.{name}"])
     averages = [under(f"ema.{profile}.") for profile in range(len(ema.averages))]
     ema.load_state_dict({"averages": averages, "updates": rest["ema_updates"]})
     parameters, state = _parameters(optimizer), {}

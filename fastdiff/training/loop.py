@@ -1,53 +1,60 @@
-"""The training loop: Ho et al. 2020, algorithm 1."""
+"""The training loop: Ho et al. 2020, algorithm 1, and what the papers since have put around it."""
 
 import contextlib
 import math
-import time
-import zlib
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import ops
-from . import checkpoint
-from .config import FREE, TrainConfig
+from . import checkpoint, posthoc
+from .checks import check_same, check_shares, checked_data, fingerprint
+from .config import TrainConfig
 from .ema import EMA
+from .guard import Guard, first_bad_site
 from .interrupt import Interrupted, interrupts
 from .metrics import Metrics
-from .timesteps import Batches, Uniform, flips, torch_seed
+from .objectives import Batch, Objective
+from .ranks import Ranks
+from .record import Record
+from .supply import Supply
+from .timesteps import dropped, flips, make_sampler, torch_seed
 
 
-def train(model, process, images, out, config=None, *, settings=None, draw=None, resume=False, progress=True):
+def train(model, process, data, out, config=None, *, settings=None, draw=None, resume=False, progress=True):
     """Trains model(x_t, t) on images and leaves everything in the directory `out`; see `fastdiff.training.checkpoint`.
 
     Args:
-        model: a module on the device to train on, model(x [B, C, H, W], t [B]) -> [B, C, H, W]. One with a method
+        model: a module on the device to train on, model(x [B, C, H, W], t [B]) -> [B, C or 2C, H, W], or model(x, t,
+            labels [B]) where config.label_dropout is set; label `model.num_classes` then means none. One with a method
             `save(path)` is also saved by it, with its averaged weights. Its `memory_format`, if any, is what it is fed.
-        process: `fastdiff.GaussianProcess`.
-        images: uint8 [N, C, H, W].
+        process: `fastdiff.GaussianProcess`, or another with q_sample and target.
+        data: uint8 [N, C, H, W], or `fastdiff.data.Labelled`.
         out: a new or empty directory or, with `resume`, that of the run to go on with.
         config: `TrainConfig`; a resumed run must be told the same, but for `FREE`.
         settings: anything else, as JSON can hold it, to keep in config.json and to compare on resuming.
         draw: draw(model, step) -> uint8 [H, W] or [H, W, 3], called every sample_every steps with the averaged weights.
-        resume: go on from the last checkpoint, or from the beginning where a run was cut off before its first. On the
-            same machine and number of threads, the result has the bits of a run that was never stopped.
+        resume: go on from the last whole checkpoint, or from the beginning where a run was cut off before its first. On
+            the same machine, ranks and number of threads, the result has the bits of a run that was never stopped.
         progress: show a bar with loss, speed and time left.
 
-    Returns the model with its averaged weights, in evaluation mode. Ctrl-C finishes the step, saves and raises
+    Under torchrun (`ranks.joined`) each rank takes its part of every batch, and the first one writes. Images, their
+    order, timesteps and noise are functions of (seed, step, place in the global batch): the same on any number of
+    ranks. Returns the model with its averaged weights, in evaluation mode. Ctrl-C finishes the step, saves and raises
     Interrupted, a KeyboardInterrupt. Raises ValueError, TypeError or OSError that names the argument before anything is
     written, and ValueError where the loss stops being a number; the last checkpoint stays.
     """
     config = config or TrainConfig()
     with interrupts() as interrupted, _own_generator(model):
-        run = Run(model, process, images, Path(out), config, settings or {}, resume)
-        with contextlib.closing(run.metrics), run.bar(progress) as bar:
+        run = Run(model, process, data, Path(out), config, settings or {}, resume)
+        with contextlib.closing(run), run.bar(progress) as bar:
             while run.step < config.steps:
                 run.train_step()
                 bar.update()
-                stop, last = interrupted(), run.step == config.steps
+                stop, last = run.ranks.any(interrupted()), run.step == config.steps
                 save = run.due(config.checkpoint_every) or last or stop
                 if run.due(config.log_every) or save:  # before saving, to keep the last good checkpoint
                     bar.set_postfix(loss=f"{run.log():.4f}")
@@ -64,16 +71,26 @@ def train(model, process, images, out, config=None, *, settings=None, draw=None,
 class Run:
     """One run: its tensors, its optimizer, its place on disk."""
 
-    def __init__(self, model, process, images, out, config, settings, resume):
+    def __init__(self, model, process, data, out, config, settings, resume):
+        images, labels = checked_data(data, model, config)
         self.model, self.process, self.config, self.out = model, process, config, out
-        self.device = next(model.parameters()).device
-        self.images = _checked_images(images).to(self.device)
-        self.optimizer = torch.optim.Adam(model.parameters(), config.lr, fused=self.device.type in ("cpu", "cuda"))
-        self.ema = EMA(model, config.ema_decay)
-        self.batches = Batches(len(images), config.batch_size, config.seed)
-        self.step = self._begin({**asdict(config), "images": _fingerprint(images), **settings}, resume)
-        self.metrics = Metrics(out, self.step, config.tensorboard)
-        self._losses, self._norms, self._since = [], [], (time.perf_counter(), self.step)
+        self.device, self.ranks = next(model.parameters()).device, Ranks()
+        check_shares(config, self.ranks.world)
+        self.objective = Objective(process, config.objective, config.weighting, config.gamma)
+        self.timesteps = make_sampler(config.timesteps, process, config.batch_size, self.device)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=_fused(self.device)
+        )
+        self.ema = EMA(model, *config.profiles())
+        self.step = self._begin({**asdict(config), "images": fingerprint(images), **settings}, resume)
+        part = self.ranks.part(config.batch_size)
+        self.supply = Supply(
+            images, labels, config.batch_size, config.seed, part, self.device, self.step, config.workers
+        )
+        self.forward = _parallel(torch.compile(model) if config.compile else model, self.ranks, self.device)
+        self.metrics = Metrics(out, self.step, config.tensorboard) if self.ranks.first else None
+        self.guard = Guard(self.device)
+        self.record = Record(self.device, self.ranks, self.step)
         self._autocast = config.precision == "bf16" or (
             config.precision == "auto"
             and self.device.type == "cuda"
@@ -85,82 +102,150 @@ class Run:
         step = 0
         if resume:
             before = checkpoint.read_config(self.out, "out")
-            for name, value in settings.items():
-                if name not in FREE and before.get(name) != checkpoint.as_json(value):
-                    raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")
+            check_same(before, settings)
             if checkpoint.checkpoints(self.out):
-                step = checkpoint.restore(self.out, self.model, self.ema, self.optimizer)
+                step = checkpoint.restore(self.out, self.model, self.ema, self.optimizer, self.timesteps.state())
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise FileExistsError(f"out must be a new or empty directory, got {str(self.out)!r} (resume goes on)")
-        self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_config(self.out, settings)
+        self.ranks.wait()  # all have looked before one writes
+        if self.ranks.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_config(self.out, settings)
         return step
 
+    def close(self):
+        if self.metrics:
+            self.metrics.close()
+
     def bar(self, progress):
-        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not progress, dynamic_ncols=True)
+        hidden = not (progress and self.ranks.first)
+        return tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True)
 
     def due(self, every):
         return self.step % every == 0
 
     def train_step(self):
-        """x_t from images and noise, the squared error of the prediction, one step of Adam."""
+        """Noised images, the loss of what the network makes of them, one step of AdamW and of the averages."""
+        config = self.config
         self.model.train()
-        x_t, t, target = self._batch()
-        torch.manual_seed(torch_seed(self.config.seed, self.step))  # of dropout
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.model(x_t, t)
-        if output.shape != target.shape:
-            raise ValueError(f"model must return a tensor of shape {list(target.shape)}, got {list(output.shape)}")
-        loss = F.mse_loss(output.float(), target)
+        self._seed()
         self.optimizer.zero_grad()
-        loss.backward()
-        self._norms.append(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        losses, times = [], []
+        batch = self._batch()
+        for part in self._parts(batch):
+            with self._synchronised(last=len(losses) == config.accumulate - 1):
+                loss = self._loss(part)
+                weighted = loss if part.weight is None else loss * part.weight
+                (weighted.mean() / config.accumulate).backward()
+            losses.append(loss.detach())
+            times.append(part.t)
+        loss, t = torch.cat(losses), torch.cat(times)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self._take(self.guard.check(loss.mean(), norm, self.step))
+        self.ema.update(self.model)
+        self.timesteps.update(t, loss)
+        self.record.note(loss, self._share(t), norm)
+        self.step += 1
+        if config.snapshot_every and self.due(config.snapshot_every) and self.ranks.first:
+            posthoc.save_snapshot(self.out, self.ema)
+
+    def _seed(self):
+        """Of dropout: the ranks' masks differ."""
+        torch.manual_seed(torch_seed(self.config.seed, self.step * self.ranks.world + self.ranks.rank))
+
+    def _take(self, bad):
+        """One step of the optimizer, or none where the gradient is bad: the device decides."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * lr_factor(self.step, self.config)
+        self.optimizer.found_inf = self.ranks.mean(bad)
         self.optimizer.step()
-        self.ema.update(self.model)
-        self._losses.append(loss.detach())
-        self.step += 1
 
     def _batch(self):
-        """x_t, t and the network's target: functions of (seed, step) and the place in the batch."""
-        rng = ops.rng.make_rng(self.config.seed, self.step, self.device)
-        ids = torch.arange(self.config.batch_size, device=self.device)
-        t, _ = Uniform(self.process.num_timesteps).draw(rng, ids)
-        x_start = self.images[self.batches.positions(self.step).to(self.device)]
-        flip = flips(rng, ids) if self.config.flip else None
+        """This rank's part of the step's batch: functions of (seed, step) and the places in it."""
+        config, part = self.config, self.ranks.part(self.config.batch_size)
+        rng = ops.rng.make_rng(config.seed, self.step, self.device)
+        ids = torch.arange(config.batch_size, device=self.device)[part]
+        x_start, labels = self.supply.batch(self.step)
+        t, weight = self.timesteps.draw(rng, ids)
+        flip = flips(rng, ids) if config.flip else None
+        if config.label_dropout is not None:
+            none = dropped(rng, ids, config.label_dropout)
+            labels = torch.where(none, self.model.num_classes, labels)
         memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
-        x_t, noise = self.process.q_sample(
-            x_start, t, rng=rng, sample_ids=ids, flip=flip, memory_format=memory_format, return_noise=True
+        x_t = self.process.q_sample(
+            x_start, t, rng=rng, sample_ids=ids, flip=flip, dtype=torch.float32, memory_format=memory_format
         )
-        if self.process.prediction == "eps":
-            return x_t, t, noise
-        if flip is not None:
-            x_start = torch.where(flip[:, None, None, None], x_start.flip(-1), x_start)
-        return x_t, t, self.process.target(x_start.float() / 127.5 - 1, t, noise)
+        return Batch(x_start, x_t, t, self._time(t), rng, ids, flip, labels, weight)
+
+    def _time(self, t):
+        """What the network is told of t."""
+        return self.process.label(t).float() if t.is_floating_point() else t
+
+    def _parts(self, batch):
+        """The batch in `accumulate` equal parts, one after the other."""
+        size = len(batch.t) // self.config.accumulate
+        for start in range(0, len(batch.t), size):
+            here = slice(start, start + size)
+            cut = {name: None if value is None else value[here] for name, value in batch._asdict().items()}
+            yield Batch(**{**cut, "rng": batch.rng})
+
+    def _synchronised(self, last):
+        """Gradients go between the ranks with the last part alone."""
+        if last or self.ranks.world == 1:
+            return contextlib.nullcontext()
+        return self.forward.no_sync()
+
+    def _loss(self, batch):
+        """[b] of the samples of a part."""
+        labels = () if self.config.label_dropout is None else (batch.labels,)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            output = self.forward(batch.x_t, batch.time, *labels)
+        B, C, *size = batch.x_t.shape
+        wanted = [B, 2 * C if getattr(self.process, "variance", "").startswith("learned") else C, *size]
+        if list(output.shape) != wanted:
+            raise ValueError(f"model must return a tensor of shape {wanted}, got {list(output.shape)}")
+        return self.objective(output, batch)
+
+    def _share(self, t):
+        """t as a share of its range, in [0, 1]."""
+        if t.is_floating_point():
+            return (t - self.process.t_min) / (self.process.t_max - self.process.t_min)
+        return t.double() / self.process.num_timesteps
 
     def log(self):
-        """Writes the means since the last time; returns that of the loss."""
-        loss, norm = (float(torch.stack(values).mean()) for values in (self._losses, self._norms))
-        for name, value in (("loss", loss), ("gradient", norm)):
-            if not math.isfinite(value):
-                raise ValueError(f"{name} must stay finite, got {value} before step {self.step}: lower lr")
-        now, (before, step) = time.perf_counter(), self._since
-        speed = (self.step - step) * self.config.batch_size / (now - before)
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.metrics.log(self.step, loss=loss, lr=lr, gradient_norm=norm, images_per_s=round(speed, 1))
-        self._losses, self._norms, self._since = [], [], (now, self.step)
-        return loss
+        """Writes the means since the last time; returns that of the loss. Raises where a step was bad."""
+        bad = self.guard.first()
+        if bad is not None:
+            raise ValueError(self._complaint(bad))
+        said = self.record.take(self.step, self.config.batch_size)
+        if self.ranks.first:
+            self.metrics.log(self.step, lr=self.optimizer.param_groups[0]["lr"], **said)
+        return said["loss"]
+
+    def _complaint(self, step):
+        """Where the first number of a step that is none came from; the step is made again to see it."""
+        self.step = step
+        self._seed()
+        self.optimizer.zero_grad()
+        parts = self._parts(self._batch())
+        site = first_bad_site(self.model, lambda: [self._loss(part).mean().backward() for part in parts])
+        where = f", first in {site}" if site else ""
+        return f"loss must stay finite, got none in step {step}{where}: lower lr or use fp32"
 
     def save(self):
-        checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer, self.config.keep)
+        if self.ranks.first:
+            extra = self.timesteps.state()
+            checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer, self.config.keep, extra)
+        self.ranks.wait()
 
     def draw(self, draw):
         """A picture of what the averaged weights can do."""
-        with self.ema.applied(self.model):
-            image = draw(self.model, self.step)
-        self.metrics.image(self.step, image)
-        self._since = (time.perf_counter(), self.step)
+        if self.ranks.first:
+            with self.ema.applied(self.model):
+                image = draw(self.model, self.step)
+            self.metrics.image(self.step, image)
+        self.ranks.wait()
+        self.record.pause(self.step)
 
 
 def lr_factor(step, config):
@@ -170,16 +255,14 @@ def lr_factor(step, config):
     return warm * (config.decay_to + (1 - config.decay_to) * cosine)
 
 
-def _checked_images(images):
-    if not isinstance(images, torch.Tensor) or images.dtype is not torch.uint8:
-        raise TypeError(f"images must be a uint8 tensor, got {getattr(images, 'dtype', type(images).__name__)}")
-    if images.dim() != 4 or images.numel() == 0:
-        raise ValueError(f"images must have shape [N, C, H, W] with N at least 1, got {list(images.shape)}")
-    return images
+def _parallel(model, ranks, device):
+    if ranks.world == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def _fingerprint(images):
-    return {"shape": list(images.shape), "crc32": zlib.crc32(images.cpu().contiguous().numpy())}
+def _fused(device):
+    return device.type in ("cpu", "cuda")
 
 
 def _own_generator(model):

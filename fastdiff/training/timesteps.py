@@ -46,6 +46,24 @@ class Uniform:
         return {}
 
 
+class Times(Uniform):
+    """t = t_max - (t_max - t_min) u of a process in continuous time: float64 [B] in (t_min, t_max].
+
+    u = w / 2^32, w the sample's word; with batch_size B, u = (i / B + w / 2^32) mod 1 at place i, one w a step.
+    """
+
+    def __init__(self, t_min, t_max, batch_size=None):
+        self.t_min, self.t_max, self.batch_size = t_min, t_max, batch_size
+
+    def draw(self, rng, sample_ids):
+        if self.batch_size is None:
+            u = _words(rng, sample_ids, streams.TIMESTEPS)
+        else:
+            offset = _words(rng, torch.zeros_like(sample_ids[:1]), streams.TIMESTEPS)
+            u = ((sample_ids << 32) // self.batch_size + offset) & (2**32 - 1)
+        return self.t_max - (self.t_max - self.t_min) * (u.double() * 2.0**-32), None
+
+
 class Stratified(Uniform):
     """t = floor(T * ((i / B + u) mod 1)) of the sample at place i of a batch of B, one u a step: evenly spread.
 
@@ -128,15 +146,19 @@ def _gathered(value):
 SAMPLERS = ("uniform", "stratified", "loss-aware")
 
 
-def make_sampler(kind, num_timesteps, batch_size, device=None):
-    """The sampler of timesteps of this name, one of `SAMPLERS`."""
+def make_sampler(kind, process, batch_size, device=None):
+    """The sampler of timesteps of this name, one of `SAMPLERS`; of times where the process is in continuous time."""
+    if kind not in SAMPLERS:
+        raise ValueError(f"timesteps must be one of {', '.join(SAMPLERS)}, got {kind!r}")
+    if hasattr(process, "t_max"):
+        if kind == "loss-aware":
+            raise ValueError(f"timesteps must be uniform or stratified for a {type(process).__name__}, got {kind!r}")
+        return Times(process.t_min, process.t_max, batch_size if kind == "stratified" else None)
     if kind == "uniform":
-        return Uniform(num_timesteps)
+        return Uniform(process.num_timesteps)
     if kind == "stratified":
-        return Stratified(num_timesteps, batch_size)
-    if kind == "loss-aware":
-        return LossAware(num_timesteps, device=device)
-    raise ValueError(f"timesteps must be one of {', '.join(SAMPLERS)}, got {kind!r}")
+        return Stratified(process.num_timesteps, batch_size)
+    return LossAware(process.num_timesteps, device=device)
 
 
 class Batches:

@@ -4,16 +4,18 @@ import json
 import math
 import os
 import signal
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fastdiff import GaussianProcess, load_unet, ops, schedules
-from fastdiff.training import EMA, Interrupted, TrainConfig, train
+from fastdiff.training import EMA, Interrupted, TrainConfig, posthoc, train
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
+from fastdiff.training.timesteps import Batches
 
 QUICK = dict(batch_size=6, lr=1e-2, warmup=2, log_every=5, tensorboard=False)
 
@@ -49,13 +51,14 @@ def states_equal(a, b):
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_batch(make_model, images, tmp_path, prediction, flip):
-    """x_t = alpha x_0 + sigma noise and the target, by hand from the same draws."""
+    """x_t = alpha x_0 + sigma noise and the loss, by hand from the same draws."""
     process = GaussianProcess(schedules.linear(100), prediction=prediction)
     run = Run(make_model(), process, images, tmp_path / "a", config(flip=flip, batch_size=40), {}, False)
-    x_t, t, target = run._batch()
+    batch = run._batch()
+    x_t, t = batch.x_t, batch.t
     rng, ids = ops.rng.make_rng(0, 0), torch.arange(40)
     coins = ops.reference.words(1, rng, ids, ops.rng.FLIPS)[0, :, 0] >= 2**31
-    x = (images[run.batches.positions(0)].double() / 127.5) - 1
+    x = (images[run.supply.batches.positions(0)].double() / 127.5) - 1
     if flip:
         x = torch.where(coins.view(-1, 1, 1, 1), x.flip(-1), x)
         assert 8 < coins.sum() < 32
@@ -63,7 +66,9 @@ def test_a_batch(make_model, images, tmp_path, prediction, flip):
     alpha, sigma = (table[t].view(-1, 1, 1, 1) for table in (process.alpha, process.sigma))
     torch.testing.assert_close(x_t.double(), alpha * x + sigma * noise, rtol=0, atol=1e-6)
     expected = {"eps": noise, "x0": x, "v": alpha * noise - sigma * x}[prediction]
-    torch.testing.assert_close(target.double(), expected, rtol=0, atol=1e-6)
+    output = torch.randn(40, 1, 4, 4)
+    squares = (output - expected).square().flatten(1).mean(1)
+    torch.testing.assert_close(run.objective(output, batch).double(), squares, rtol=1e-5, atol=0)
     run.metrics.close()
 
 
@@ -71,14 +76,15 @@ def test_steps_are_adam_on_the_squared_error(make_model, process, images, tmp_pa
     """Three steps by torch's ordinary Adam, clipping and averaging."""
     model, other = make_model(), make_model()
     run = Run(model, process, images, tmp_path / "a", config(grad_clip=0.5), {}, False)
-    optimizer, ema = torch.optim.Adam(other.parameters(), lr=1e-2), EMA(other, 0.999)
+    optimizer, ema, norms = torch.optim.Adam(other.parameters(), lr=1e-2), EMA(other, 0.999), []
     for step in range(3):
-        x_t, t, target = run._batch()
+        batch = run._batch()
+        noise = ops.normal(batch.x_t.shape, batch.rng, batch.sample_ids, stream=ops.rng.TRAINING)
         run.train_step()
         optimizer.zero_grad()
-        (other(x_t, t) - target).square().mean().backward()
+        (other(batch.x_t, batch.t) - noise).square().mean().backward()
         norm = sum(p.grad.double().square().sum() for p in other.parameters()).sqrt().item()
-        assert run._norms[-1].item() == pytest.approx(norm, rel=1e-4)
+        norms.append(norm)
         for parameter in other.parameters():
             parameter.grad *= min(1.0, 0.5 / norm)
         for group in optimizer.param_groups:
@@ -88,6 +94,7 @@ def test_steps_are_adam_on_the_squared_error(make_model, process, images, tmp_pa
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(run.ema.average[name], ema.average[name], rtol=1e-3, atol=1e-5)
+    assert run.record.take(3, 6)["gradient_norm"] == pytest.approx(sum(norms) / 3, rel=1e-4)
     run.metrics.close()
 
 
@@ -131,7 +138,9 @@ def test_files_of_a_run(make_model, process, images, tmp_path):
     ]  # fmt: skip
     assert drawn == [10, 12]
     assert [line["step"] for line in lines(out)] == [5, 10, 12]
-    assert all(line.keys() == {"step", "loss", "lr", "gradient_norm", "images_per_s"} for line in lines(out))
+    quarters = {f"loss_q{i}" for i in (1, 2, 3, 4)}
+    for line in lines(out):
+        assert line.keys() - quarters == {"step", "loss", "lr", "gradient_norm", "images_per_s"}
     told = json.loads((out / "config.json").read_text())
     assert told["steps"] == 12 and told["model"] == {"channel_mult": [1, 2]}
     assert told["images"]["shape"] == [20, 1, 4, 4]
@@ -239,14 +248,15 @@ def test_after_a_damaged_checkpoint_the_one_before_is_gone_on_from(make_model, p
 
 @pytest.mark.parametrize("options, message", [
     ({"config": config(lr=0.5)}, r"lr must be as in the run to resume, 0\.01, got 0\.5"),
+    ({"config": config(lr=0.5, flip=True)}, r"lr must be .* got 0\.5; flip must be .* False, got True"),
     ({"config": config(flip=True)}, "flip must be as in the run to resume, False, got True"),
     ({"settings": {"model": 2}}, "model must be as in the run to resume, 1, got 2"),
-    ({"images": torch.zeros(20, 1, 4, 4, dtype=torch.uint8)}, "images must be as in the run to resume, .* got "),
+    ({"data": torch.zeros(20, 1, 4, 4, dtype=torch.uint8)}, "images must be as in the run to resume, .* got "),
 ])  # fmt: skip
 def test_another_run_is_refused(make_model, process, images, tmp_path, options, message):
     run(make_model(), process, images, tmp_path / "a", settings={"model": 1})
     before = (tmp_path / "a" / "config.json").read_text()
-    given = {"images": images, "config": config(), "settings": {"model": 1}, **options}
+    given = {"data": images, "config": config(), "settings": {"model": 1}, **options}
     with pytest.raises(ValueError, match=message):
         train(make_model(), process, out=tmp_path / "a", resume=True, progress=False, **given)
     assert (tmp_path / "a" / "config.json").read_text() == before
@@ -330,7 +340,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(make_model, pro
 
     model = make_model()
     model.register_forward_hook(spoil)
-    with pytest.raises(ValueError, match="loss must stay finite, got nan before step 10: lower lr"):
+    with pytest.raises(ValueError, match="loss must stay finite, got none in step 7, first in module model: lower"):
         run(model, process, images, tmp_path / "a", config(log_every=50))
     assert list(checkpoints(tmp_path / "a")) == [5]
     assert all(value.isfinite().all() for value in saved(tmp_path / "a").values())
@@ -364,3 +374,103 @@ def test_bf16_trains(make_model, process, images, tmp_path):
     model.conv_out.register_forward_hook(lambda module, arguments, output: dtypes.append(output.dtype))
     run(model, process, images, tmp_path / "a", config(steps=2, precision="bf16"))
     assert dtypes == [torch.bfloat16] * 2 and model.conv_out.weight.dtype is torch.float32
+
+
+# ---- Options ----
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 3}, {"timesteps": "stratified"}, {"timesteps": "loss-aware"},
+                                     {"weighting": "min-snr"}, {"objective": "vlb"}, {"compile": True}])  # fmt: skip
+def test_resumed_with_options(make_model, process, images, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    options = config(**options)
+    whole = run(make_model(), process, images, tmp_path / "whole", options)
+    with pytest.raises(Killed):
+        run(killed_at(make_model(), 7 * options.accumulate), process, images, tmp_path / "halves", options)
+    assert states_equal(run(make_model(7), process, images, tmp_path / "halves", options, resume=True), whole)
+
+
+def test_accumulated_parts_are_the_batch(make_model, process, images, tmp_path):
+    """The same images, noise and gradient, up to rounding."""
+    one = run(make_model(), process, images, tmp_path / "one", config(steps=3))
+    parts = run(make_model(), process, images, tmp_path / "parts", config(steps=3, accumulate=3))
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, parts.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_learned_variances(make_model, images, tmp_path):
+    process = GaussianProcess(schedules.cosine(100), variance="learned_range")
+    options = config(objective="hybrid", steps=60, batch_size=20, log_every=20)
+    run(make_model(out_channels=2), process, images, tmp_path / "a", options)
+    losses = [line["loss"] for line in lines(tmp_path / "a")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+class Labelled(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Told(torch.nn.Conv2d):
+    """Keeps the labels it was told."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__(1, 1, 1)
+        self.told = []
+
+    def forward(self, x, t, labels):
+        self.told.append(labels.clone())
+        return super().forward(x)
+
+
+def test_labels_go_with_their_images_and_some_are_hidden(process, images, tmp_path):
+    labels = torch.arange(20) % 2
+    model = Told()
+    run(model, process, Labelled(images, labels), tmp_path / "a", config(label_dropout=0.3, batch_size=20))
+    told = torch.cat(model.told)
+    places = torch.cat([Batches(20, 20, 0).positions(step) for step in range(12)])
+    hidden = told == 2
+    assert torch.equal(told[~hidden], labels[places][~hidden]) and 40 < hidden.sum() < 104
+    with pytest.raises(ValueError, match="data must have labels where label_dropout is given, got none"):
+        run(Told(), process, images, tmp_path / "b", config(label_dropout=0.3))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got 2"):
+        run(Told(), process, Labelled(images, labels + 1), tmp_path / "b", config(label_dropout=0.3))
+
+
+def test_snapshots_of_power_averages(make_model, process, images, tmp_path):
+    options = config(ema_sigma_rel=(0.05, 0.1), snapshot_every=4)
+    run(make_model(), process, images, tmp_path / "a", options)
+    assert [t for t, _, _ in posthoc.snapshots(tmp_path / "a")] == [4, 4, 8, 8, 12, 12]
+    rebuilt = posthoc.reconstruct(tmp_path / "a", 0.1)
+    kept = saved(tmp_path / "a")
+    torch.testing.assert_close(rebuilt["conv_in.weight"], kept["ema.2.conv_in.weight"], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(objective="hybrid"), "objective must be simple or vlb where variance is fixed_small, got 'hybrid'"),
+    (dict(objective="vlb", weighting="snr"), "weighting must be uniform where objective is vlb, got 'snr'"),
+    (dict(accumulate=4), r"batch_size must be a multiple of ranks \* accumulate = 1 \* 4, got 6"),
+])  # fmt: skip
+def test_options_that_do_not_go_together(make_model, process, images, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(make_model(), process, images, tmp_path / "a", config(**options))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_bad_step_leaves_the_weights(make_model, process, images, tmp_path):
+    """The device itself leaves the step out; the next ones go on from good weights."""
+    model = make_model()
+    run = Run(model, process, images, tmp_path / "a", config(), {}, False)
+    run.train_step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    handle = model.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    run.train_step()
+    assert states_equal(model, type("", (), {"state_dict": lambda self: before})())
+    handle.remove()
+    run.train_step()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    with pytest.raises(ValueError, match="loss must stay finite, got none in step 1: lower lr or use fp32"):
+        run.log()
+    run.metrics.close()

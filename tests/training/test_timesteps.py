@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastdiff import GaussianProcess, schedules
 from fastdiff.ops.rng import make_rng
+from fastdiff.processes import VPSDE
 from fastdiff.training import timesteps
 from fastdiff.training.timesteps import (
     SAMPLERS,
@@ -195,12 +197,28 @@ def test_state_is_all_of_it():
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_samplers_by_name(kind):
-    t, weight = make_sampler(kind, 10, 4).draw(make_rng(0), torch.arange(4))
+    t, weight = make_sampler(kind, GaussianProcess(schedules.linear(50)), 4).draw(make_rng(0), torch.arange(4))
     assert t.dtype is torch.int64 and (weight is None or weight.dtype is torch.float32)
 
 
 def test_bad_samplers():
     with pytest.raises(ValueError, match="timesteps must be one of uniform, stratified, loss-aware, got 'all'"):
-        make_sampler("all", 10, 4)
+        make_sampler("all", None, 4)
     with pytest.raises(ValueError, match=r"history must be positive and uniform in \[0, 1\], got 0 and 0.001"):
         LossAware(10, history=0)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "stratified"])
+def test_continuous_times(kind):
+    """In (t_min, t_max], as evenly spread as they should be, and each a function of its place."""
+    sampler, ids = make_sampler(kind, VPSDE(t_min=0.1), 512), torch.arange(512)
+    t, weight = sampler.draw(make_rng(3), ids)
+    assert t.dtype is torch.float64 and weight is None and t.min() > 0.1 and t.max() <= 1
+    even = torch.sort((t - 0.1) / 0.9).values - torch.arange(512) / 512
+    assert even.abs().max() < (2 / 512 if kind == "stratified" else 0.1)
+    assert torch.equal(sampler.draw(make_rng(3), ids[100:110])[0], t[100:110])
+
+
+def test_continuous_times_are_not_loss_aware():
+    with pytest.raises(ValueError, match="timesteps must be uniform or stratified for a VPSDE, got 'loss-aware'"):
+        make_sampler("loss-aware", VPSDE(), 4)

@@ -1,0 +1,91 @@
+"""Measure a trained run.
+
+`fastdiff evaluate bpd RUN`: the variational bound of the run's images in bits per dimension with a confidence interval,
+by the full sum over t or, with --timesteps, estimated from so many of them for each image.
+"""
+
+import json
+
+
+def add_arguments(parser):
+    parser.add_argument("measure", choices=("bpd",), help="what to measure")
+    parser.add_argument("run", help="directory of fastdiff train")
+    parser.add_argument("-n", type=int, default=256, help="images, the first ones of the data (default 256)")
+    parser.add_argument("--data", help="other data than the run's, as for fastdiff train")
+    parser.add_argument("--timesteps", type=int, help="of each image, in strata; by default the full sum")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--out", help="file of the numbers as JSON")
+    parser.add_argument("--plot", help="PNG of the terms over t, of the full sum")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
+
+
+def main(args):
+    from ..evaluation import bpd, plots
+    from . import runs
+
+    for name in ("n", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    if args.plot and args.timesteps is not None:
+        raise ValueError(f"timesteps must not be given with plot, got {args.timesteps}")
+    if args.plot and not plots.available():
+        raise ImportError("plots need matplotlib: pip install 'fastdiff[plots]'")
+    device = runs.device(args.device)
+    model, process = runs.load_run(args.run, device)
+    with runs.threads(runs.read_config(args.run).get("threads")):
+        parts = [_measured(bpd, model.eval(), process, args, *batch) for batch in _batches(args, model, device)]
+    said = _said(bpd, parts, args)
+    print(f"{said['total_bpd']:.4f} +- {said['half_width']:.4f} bits/dim (95%) of {said['images']} images")
+    if args.plot:
+        plots.bound(args.plot, bpd.Bound(*(sum(each) / said["images"] for each in _sums(parts))))
+    if args.out:
+        with open(args.out, "w") as file:
+            file.write(json.dumps(said, indent=2) + "\n")
+    return 0
+
+
+def _batches(args, model, device):
+    """(images, labels or None, ids) after one another."""
+    import torch
+
+    from ..data import load
+    from . import runs
+
+    told = runs.read_config(args.run)
+    options = {} if args.data else {"data_dir": told.get("data_dir"), "on_error": told.get("on_error", "raise")}
+    data = load(args.data or told["data"], told.get("image_size"), **options)
+    if data.images.shape[1:] != torch.Size(model.sample_shape):
+        raise ValueError(f"data must be of shape {list(model.sample_shape)}, got {list(data.images.shape[1:])}")
+    conditional = hasattr(model, "num_classes")
+    if conditional and data.labels is None:
+        raise ValueError("data must have labels for a run with classes, got none")
+    for start in range(0, min(args.n, len(data.images)), args.batch_size):
+        here = slice(start, min(start + args.batch_size, args.n))
+        images = data.images[here].to(device)
+        labels = data.labels[here].to(device) if conditional else None
+        yield images, labels, torch.arange(start, start + len(images), device=device)
+
+
+def _measured(bpd, model, process, args, images, labels, ids):
+    options = dict(labels=labels, seed=args.seed, sample_ids=ids)
+    if args.timesteps is None:
+        return bpd.full(model, process, images, **options)
+    return bpd.stratified(model, process, images, args.timesteps, **options)
+
+
+def _sums(parts):
+    return ([part.sum(0).cpu() for part in each] for each in zip(*parts, strict=True))
+
+
+def _said(bpd, parts, args):
+    import torch
+
+    total = torch.cat([part.total if args.timesteps is None else part for part in parts])
+    said = {"images": len(total), "seed": args.seed, "timesteps": args.timesteps}
+    said["total_bpd"], said["half_width"] = bpd.estimate(total)
+    if args.timesteps is None:
+        means = bpd.Bound(*(sum(each) / len(total) for each in _sums(parts)))
+        said |= {"prior_bpd": means.prior.item()}
+        said |= {name: getattr(means, name).tolist() for name in ("vb", "x0_mse", "eps_mse")}
+    return said

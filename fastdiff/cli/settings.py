@@ -1,0 +1,134 @@
+"""What a run is told: its data's preset, a file, the command line; the later wins."""
+
+import importlib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+# What suits each data set; a file and the command line can change all of it. The digits take two minutes or so on two
+# CPU cores.
+PRESETS = {
+    "digits": dict(
+        steps=3000, batch_size=64, lr=2e-3, decay_to=0.05, ema_decay=0.995, checkpoint_every=500, sample_every=1000,
+        schedule="cosine",
+        threads=1,  # two are no quicker on such small tensors, and four times slower where they wait for one another
+        model=dict(channels=16, channel_mult=(1, 2), attention_resolutions=(4,), groups=8, dropout=0.0),
+    ),
+    "fashion-mnist": dict(
+        steps=10_000, batch_size=64, lr=1e-3, decay_to=0.05,
+        model=dict(channels=32, channel_mult=(1, 2, 2), attention_resolutions=(14,), groups=8, dropout=0.1),
+    ),
+}  # fmt: skip
+PROCESS = dict(schedule="linear", num_timesteps=1000, prediction="eps", variance="fixed_small")
+DEFAULT = dict(model=dict(channels=64, channel_mult=(1, 2, 2), attention_resolutions=(), dropout=0.1))
+# Of the command: its defaults.
+COMMAND = dict(
+    data=None, out=None, data_dir=None, image_size=None, on_error="raise", class_conditional=False, device=None,
+    threads=None, num_samples=25,
+)  # fmt: skip
+_OF_DATA = ("in_channels", "out_channels", "image_size", "num_classes")  # what the data decide of the network
+_FACTS = ("images", "classes")  # what a config.json says besides options
+
+
+def gathered(args):
+    """Every option by name, of the preset, the file and the command line."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    told = {**(read(args.config) if args.config else {}), **given}
+    preset = {**DEFAULT, **PRESETS.get(told.get("data"), {})}
+    choices = {**COMMAND, **PROCESS, **preset, **preset["model"], **told}
+    for name in ("data", "out"):
+        if choices[name] is None:
+            raise ValueError(f"{name} must be given, as --{name} or in --config")
+    if choices["class_conditional"]:
+        choices.setdefault("label_dropout", 0.1)
+    elif choices.get("label_dropout") is not None:
+        raise ValueError(f"label_dropout must not be given without class_conditional, got {choices['label_dropout']}")
+    if str(choices["variance"]).startswith("learned"):
+        choices.setdefault("objective", "hybrid")
+    return choices
+
+
+def make_settings(choices, images, classes=None):
+    """(TrainConfig, options of the process, UNetConfig) of images [N, C, H, W] of so many classes, None without."""
+    from ..models import UNetConfig
+    from ..training import TrainConfig
+
+    def chosen(names):
+        return {name: choices[name] for name in names if name in choices}
+
+    config = TrainConfig(**chosen(field.name for field in fields(TrainConfig)))
+    process = chosen(PROCESS)
+    C = images.shape[1]
+    out = 2 * C if process["variance"].startswith("learned") else C
+    # One more class than there are: that of hidden labels.
+    of_data = dict(in_channels=C, out_channels=out, image_size=images.shape[2])
+    of_data["num_classes"] = None if classes is None else classes + 1
+    network = chosen(field.name for field in fields(UNetConfig))
+    return config, process, UNetConfig(**{**network, **of_data})
+
+
+def read(path):
+    """{option: value} of a .toml, .json or .yaml file; tables in it (model, process, any) only group the options."""
+    path = Path(path)
+    known = _known()
+    options = {}
+    for name, value in _flattened(_parsed(path)):
+        if name in _FACTS:
+            continue
+        if name not in known:
+            raise ValueError(f"config must hold options of fastdiff train, got {name!r} in {str(path)!r}")
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _known():
+    from ..models import UNetConfig
+    from ..training import TrainConfig
+
+    network = {field.name for field in fields(UNetConfig)}
+    return {*COMMAND, *PROCESS, *network, *(field.name for field in fields(TrainConfig))}
+
+
+def _flattened(table):
+    for name, value in table.items():
+        name = str(name).replace("-", "_")
+        if isinstance(value, dict) and name not in _FACTS:
+            inner = _flattened(value)
+            yield from ((key, each) for key, each in inner if name != "model" or key not in _OF_DATA)
+        else:
+            yield name, value
+
+
+def _parsed(path):
+    readers = {".toml": _toml, ".json": json.loads, ".yaml": _yaml, ".yml": _yaml}
+    if path.suffix not in readers:
+        raise ValueError(f"config must be a file in {', '.join(readers)}, got {str(path)!r}")
+    text = path.read_text()
+    try:
+        table = readers[path.suffix](text)
+    except ImportError:
+        raise
+    except Exception as error:  # each reader has its own
+        raise ValueError(f"config must be {path.suffix[1:].upper()}, got {str(path)!r}: {error}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"config must hold a table of options, got {type(table).__name__} in {str(path)!r}")
+    return table
+
+
+def _toml(text):
+    try:
+        return importlib.import_module("tomllib").loads(text)
+    except ModuleNotFoundError:
+        pass
+    try:
+        return importlib.import_module("tomli").loads(text)
+    except ModuleNotFoundError:
+        raise ImportError("config in TOML needs Python 3.11 or tomli: pip install tomli") from None
+
+
+def _yaml(text):
+    try:
+        yaml = importlib.import_module("yaml")
+    except ModuleNotFoundError:
+        raise ImportError("config in YAML needs PyYAML: pip install pyyaml") from None
+    return yaml.safe_load(text)

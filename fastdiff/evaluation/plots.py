@@ -1,0 +1,42 @@
+"""Plots as PNG, by matplotlib."""
+
+import importlib
+import importlib.util
+
+
+def _pyplot():
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise ImportError("plots need matplotlib: pip install 'fastdiff[plots]'") from None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def available():
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def bound(path, mean):
+    """The means over images of a `fastdiff.evaluation.bpd.Bound`, [T] each, over t."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    for ax, name, label in zip(axes, ("vb", "x0_mse", "eps_mse"), ("bits/dim", "MSE of x0", "MSE of eps"), strict=True):
+        ax.plot(getattr(mean, name).tolist())
+        ax.set(xlabel="t", ylabel=label, yscale="log")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def losses(path, lines):
+    """The loss, and that of each quarter of the timesteps, of the lines of a metrics.jsonl, over the steps."""
+    plt = _pyplot()
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name in ("loss", *(f"loss_q{i}" for i in range(1, 5))):
+        said = [(line["step"], line[name]) for line in lines if name in line]
+        if said:
+            ax.plot(*zip(*said, strict=True), label=name, lw=1.5 if name == "loss" else 0.7)
+    ax.set(xlabel="step", ylabel="loss", yscale="log")
+    ax.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

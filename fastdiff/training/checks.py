@@ -1,0 +1,48 @@
+"""What a run is refused for, before it has written anything."""
+
+import zlib
+
+import torch
+
+from . import checkpoint
+from .config import FREE
+
+
+def check_shares(config, world):
+    """A batch is dealt in equal parts to ranks, and by each to what it accumulates."""
+    if config.batch_size % (world * config.accumulate):
+        rule = f"a multiple of ranks * accumulate = {world} * {config.accumulate}"
+        raise ValueError(f"batch_size must be {rule}, got {config.batch_size}")
+
+
+def check_same(before, settings):
+    """Raises one error that lists every setting that is not as in the run to resume."""
+    wrong = [
+        f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}"
+        for name, value in settings.items()
+        if name not in FREE and before.get(name) != checkpoint.as_json(value)
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def checked_data(data, model, config):
+    """(images, labels or None) of a tensor, or of a `fastdiff.data.Labelled`."""
+    images, labels = (data.images, data.labels) if hasattr(data, "images") else (data, None)
+    if not isinstance(images, torch.Tensor) or images.dtype is not torch.uint8:
+        raise TypeError(f"images must be a uint8 tensor, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.dim() != 4 or images.numel() == 0:
+        raise ValueError(f"images must have shape [N, C, H, W] with N at least 1, got {list(images.shape)}")
+    if config.label_dropout is None:
+        return images, None
+    if labels is None:
+        raise ValueError("data must have labels where label_dropout is given, got none")
+    classes = getattr(model, "num_classes", None)
+    if not classes or int(labels.max()) >= classes:
+        raise ValueError(f"labels must be in [0, num_classes = {classes}), got {int(labels.max())}")
+    return images, labels
+
+
+def fingerprint(images):
+    """What tells images from others, as JSON can hold it."""
+    return {"shape": list(images.shape), "crc32": zlib.crc32(images.cpu().contiguous().numpy())}

@@ -1,0 +1,86 @@
+"""Runs that are killed, run out of disk, or change their number of ranks."""
+
+import itertools
+import json
+import random
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastdiff.training.checkpoint import checkpoints
+from tests.training.disturbed import run, start
+
+STEPS = 20
+
+
+def saved(out):
+    return load_file(next(iter(checkpoints(out).values())) / "state.safetensors")
+
+
+def assert_same_run(a, b):
+    assert list(checkpoints(a)) == list(checkpoints(b))
+    one, two = saved(a), saved(b)
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert steps_logged(a) == steps_logged(b)
+
+
+def steps_logged(out):
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def fed(out, world):
+    """Checksums of what each step's global batch was fed as."""
+    parts = [json.loads((out / f"fed-{rank}.json").read_text()) for rank in range(world)]
+    return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
+
+
+def killed_and_resumed(out, steps, kills, seed):
+    """Killed at random steps, and at random moments of saving, every third time; at last left alone."""
+    choose = random.Random(seed)
+    for kill in range(kills):
+        how, number = ("sync", choose.randint(1, 12)) if kill % 3 == 0 else ("step", choose.randint(1, 8))
+        [(status, error)] = start(out, steps, how, number)
+        assert status == -signal.SIGKILL, error
+    assert start(out, steps, "whole") == [(0, "")]
+
+
+def test_killed_runs_end_as_undisturbed_ones(tmp_path):
+    run(tmp_path / "whole", STEPS)
+    killed_and_resumed(tmp_path / "killed", STEPS, 3, seed=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_runs_killed_thirty_times_end_as_undisturbed_ones(tmp_path):
+    run(tmp_path / "whole", 300)
+    killed_and_resumed(tmp_path / "killed", 300, 30, seed=1)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_full_disk(tmp_path):
+    """An error that says so; the older checkpoint and the log are whole, and with room the run goes on to its end."""
+    out = tmp_path / "full"
+    [(status, error)] = start(out, STEPS, "full", 4096)
+    assert status == 1 and "OSError" in error.splitlines()[-1]
+    assert list(checkpoints(out)) == [3] and not list(out.rglob("*.part"))
+    assert steps_logged(out) == [1, 2, 3, 4, 5, 6]
+    assert start(out, STEPS, "whole") == [(0, "")]
+    run(tmp_path / "whole", STEPS)
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_ranks_are_fed_the_same(tmp_path):
+    """Images, noise, timesteps and flips of a global batch are those of one rank; so too after a change of ranks."""
+    run(tmp_path / "one", 6, "even")
+    assert [status for status, _ in start(tmp_path / "two", 6, "even", world=2)] == [0, 0]
+    one = fed(tmp_path / "one", 1)
+    assert one == fed(tmp_path / "two", 2) and len({x for step in one for x in step}) == 48
+    run(tmp_path / "changed", 3, "even")
+    assert [status for status, _ in start(tmp_path / "changed", 6, "even", world=2)] == [0, 0]
+    assert one[3:] == fed(tmp_path / "changed", 2)
+    for name in ("two", "changed"):
+        for key, value in saved(tmp_path / "one").items():
+            torch.testing.assert_close(value, saved(tmp_path / name)[key], rtol=1e-2, atol=1e-3, msg=f"{name} {key}")
