@@ -40,8 +40,6 @@ def model(x, t, channels=1):
 def visited(scheduler, channels=1, transform=None, begin=0, **options):
     generator = torch.Generator().manual_seed(5)
     x, states = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(3)), []
-    accepted = inspect.signature(scheduler.step).parameters
-    assert "generator" in accepted
     if begin:
         scheduler.set_begin_index(begin)
     for t in scheduler.timesteps[begin:]:
@@ -49,7 +47,6 @@ def visited(scheduler, channels=1, transform=None, begin=0, **options):
         output = output if transform is None else transform(output)
         result = scheduler.step(output, t, x, generator=generator, **options)
         states.append((x := result.prev_sample, result.get("pred_original_sample")))
-    assert torch.equal(scheduler.step.__self__.timesteps, scheduler.timesteps)
     return states, generator.get_state()
 
 
@@ -107,6 +104,7 @@ def test_dpm_multistep(backend, steps, config, begin):
 def images(pipeline, scheduler, **options):
     pipeline.scheduler = scheduler  # DDIMPipeline's constructor puts an original in its place
     pipeline.set_progress_bar_config(disable=True)
+    torch.manual_seed(6)  # LDMPipeline hands no generator to its scheduler
     return torch.as_tensor(pipeline(generator=torch.Generator().manual_seed(1), output_type="np", **options).images)
 
 
@@ -116,6 +114,63 @@ def test_pixel_pipelines(name, options):
     pipeline = getattr(diffusers, f"{name}Pipeline")(unet(), peer)
     theirs, mine = (images(pipeline, s, batch_size=2, num_inference_steps=6, **options) for s in (peer, ours))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+    assert theirs.std() > 0.01
+
+
+def test_pipelines_that_look_at_the_signature_see_generator_and_eta():
+    for fast in FAST.values():
+        named = inspect.signature(fast.step).parameters
+        assert "generator" in named and ("eta" in named) == (fast is FastDDIMScheduler)
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 0.5}])
+def test_a_latent_pipeline(options):
+    torch.manual_seed(2)
+    vqvae = diffusers.VQModel(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, num_vq_embeddings=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    peer, ours = pair("DDIM", clip_sample=False)
+    pipeline = diffusers.LDMPipeline(vqvae, unet(), peer)
+    theirs, mine = (images(pipeline, s, num_inference_steps=6, **options) for s in (peer, ours))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
+    assert theirs.std() > 0.01
+
+
+def image_to_image():
+    """Stable Diffusion's, of tiny random networks, without its text encoder."""
+    torch.manual_seed(4)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return diffusers.StableDiffusionImg2ImgPipeline(
+        vae=vae.eval(), text_encoder=None, tokenizer=None, unet=network.eval(), safety_checker=None,
+        feature_extractor=None, scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name, config, options", [
+    ("DDIM", {"clip_sample": False, "steps_offset": 1}, {}),
+    ("DDIM", {"clip_sample": False, "steps_offset": 1}, {"eta": 0.6}),
+    ("DPMSolverMultistep", {"steps_offset": 1}, {}),
+    ("DPMSolverMultistep", {"steps_offset": 1, "algorithm_type": "sde-dpmsolver++"}, {}),
+])  # fmt: skip
+def test_image_to_image_starts_in_the_middle(name, config, options):
+    pytest.importorskip("transformers")
+    pipeline, schedulers = image_to_image(), pair(name, **config)
+    given = {
+        "prompt_embeds": torch.randn(1, 5, 8), "negative_prompt_embeds": torch.zeros(1, 5, 8), "strength": 0.6,
+        "image": torch.rand(1, 3, 16, 16), "num_inference_steps": 10, "guidance_scale": 3.0, **options,
+    }  # fmt: skip
+    theirs, mine = (images(pipeline, scheduler, **given) for scheduler in schedulers)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
     assert theirs.std() > 0.01
 
 
