@@ -10,13 +10,16 @@ samplers draw theirs from torchsde's Brownian tree, and ours of the same law (of
 
 import math
 
+import torch
+
+from ..processes import VESDE
 from ..samplers import SOLVERS
 from .k_diffusion_denoisers import Denoiser, as_model
-from .k_diffusion_run import run
+from .k_diffusion_run import follow, run
 
 __all__ = [
-    "Denoiser", "as_model", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpmpp_2m", "sample_dpmpp_2m_sde",
-    "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde", "sample_euler", "sample_euler_ancestral",
+    "Denoiser", "as_model", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpm_fast", "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde", "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde", "sample_euler", "sample_euler_ancestral",
     "sample_heun", "sample_lms",
 ]  # fmt: skip
 
@@ -87,3 +90,19 @@ def sample_dpmpp_3m_sde(
     """`fastdiff.samplers.dpmpp_3m_sde` from x through sigmas; returns x. No draw where eta = 0."""
     options, noise = dict(eta=eta, s_noise=s_noise), "step" if eta else None
     return run(SOLVERS["dpmpp_3m_sde"], model, x, sigmas, extra_args, callback, disable, options, noise, noise_sampler)
+
+
+def sample_dpm_fast(
+    model, x, sigma_min, sigma_max, n, extra_args=None, callback=None, disable=None, eta=0.0, s_noise=1.0,
+    noise_sampler=None,
+):  # fmt: skip
+    """`fastdiff.samplers.dpm_fast` from x at sigma_max to sigma_min in n calls; returns x. One draw a step."""
+    if sigma_min <= 0 or sigma_max <= 0:
+        raise ValueError(f"sigma_min and sigma_max must be above 0, got {sigma_min} and {sigma_max}")
+    process = VESDE(float(sigma_min), float(sigma_max), prediction="x0", t_min=1e-14)
+    plan = SOLVERS["dpm_fast"](process, n, eta=eta, s_noise=s_noise)
+    orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    starts = [stage == 0 for order in orders for stage in range(order)]
+    places = torch.linspace(math.log(sigma_max), math.log(sigma_min), len(orders) + 1, dtype=torch.float64)
+    sigmas = places.exp().to(x.device, x.dtype)
+    return follow(plan, starts, model, x, sigmas, extra_args, callback, disable, "step", noise_sampler)

@@ -7,13 +7,17 @@ from .. import ops
 from ..processes import SigmaProcess
 
 
-@torch.no_grad()
 def run(solver, model, x, sigmas, extra_args, callback, disable, options, noise=None, noise_sampler=None):
     """x after the solver's plan; noise: None, or when it is drawn: "churn", "step", "path" (see `_Noise`)."""
     plan = solver(SigmaProcess("x0"), sigmas, clip=None, **options)
+    return follow(plan, _starts(plan), model, x, sigmas, extra_args, callback, disable, noise, noise_sampler)
+
+
+@torch.no_grad()
+def follow(plan, starts, model, x, sigmas, extra_args, callback, disable, noise, noise_sampler):
+    """x after a plan of steps between sigmas, which begin at the rows that `starts` marks; all else as for `run`."""
     table, history = plan.table(x.device, _precision(x)), x.new_zeros(3, *x.shape) if plan.multistep else None
-    times, starts = plan.time.to(x.device, x.dtype), _starts(plan)
-    draw, step = _Noise(noise, noise_sampler, plan, sigmas), -1
+    times, draw, step = plan.time.to(x.device, x.dtype), _Noise(noise, noise_sampler, plan, sigmas), -1
     bar = tqdm(total=len(sigmas) - 1, disable=disable)
     for row in range(len(plan)):
         if starts[row]:

@@ -9,6 +9,7 @@ from fastdiff import GaussianProcess, Sampler, schedules
 from fastdiff.integrations import k_diffusion
 from fastdiff.processes import SigmaProcess
 from tests.processes.golden import error, load
+from tests.samplers.test_dpm_fast import recorded as recorded_fast
 from tests.samplers.test_k_diffusion import RECORDED, RUNS, mixture
 
 WRAPPERS = load("kdiffusion_wrappers")
@@ -42,6 +43,28 @@ def test_recorded_runs(backend, key, monkeypatch):
     assert [info["i"] for info in infos] == list(range(8))
     for info in infos:
         assert torch.equal(info["denoised"], mixture(info["x"], info["sigma_hat"].expand(len(info["x"]))))
+
+
+FAST = {run["key"]: run["kwargs"] for run in load("dpm_solver")["runs"] if run["key"].startswith("fast")}
+
+
+@pytest.mark.parametrize("key", FAST)
+def test_recorded_runs_of_dpm_fast(backend, key):
+    """One draw a step whatever eta; its levels are the ends of the steps."""
+    arrays, process, data = recorded_fast()
+    config, kwargs, asked = arrays["config"], FAST[key], []
+
+    def noise_sampler(level, following):
+        asked.append((float(level), float(following)))
+        return arrays["noise"][len(asked) - 1]
+
+    x = k_diffusion.sample_dpm_fast(
+        data.model(process), (arrays["x_init_unit"] * config["sigma_max"]).double(), config["sigma_min"],
+        config["sigma_max"], kwargs["n"], eta=kwargs["eta"], s_noise=kwargs["s_noise"], noise_sampler=noise_sampler,
+        disable=True,
+    )  # fmt: skip
+    assert error(x, arrays[key]) < 1e-10
+    assert len(asked) == kwargs["n"] // 3 + 1 and asked[-1][1] == pytest.approx(config["sigma_min"])
 
 
 def test_float32_and_extra_args(backend):
