@@ -19,7 +19,8 @@ from .k_diffusion_run import follow, run
 
 __all__ = [
     "Denoiser", "as_model", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpm_fast", "sample_dpmpp_2m",
-    "sample_dpmpp_2m_sde", "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde", "sample_euler", "sample_euler_ancestral",
+    "sample_dpmpp_2m_sde", "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde", "sample_euler",
+    "sample_euler_ancestral",
     "sample_heun", "sample_lms",
 ]  # fmt: skip
 
