@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "samplers": {"capture", "ops", "processes"},
     "training": {"capture", "ops", "processes"},
     "evaluation": {"data", "ops", "processes"},
-    "integrations": {"samplers", "processes", "models"},
+    "integrations": {"ops", "samplers", "processes", "models"},
     "data": set(),
     "cli": None,
 }

@@ -1,6 +1,7 @@
 """The loop: any network, any process, any plan."""
 
 import contextlib
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,11 @@ class Sampler:
         self.solver, self.steps, self.options = solver, steps, options
         options_.check_solver(solver, options)
         self.plan = self.plan_of(steps)
+
+    @classmethod
+    def from_diffusers(cls, pipeline_or_folder, **options):
+        """The sampler of a diffusers pipeline, or of its folder; see `fastdiff.integrations.diffusers.sampler`."""
+        return importlib.import_module("fastdiff.integrations.diffusers").sampler(pipeline_or_folder, **options)
 
     def plan_of(self, steps):
         """This sampler's plan for these timesteps."""
