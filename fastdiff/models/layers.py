@@ -83,7 +83,8 @@ class ResBlock(nn.Module):
         add, film = (None, time.chunk(2, dim=1)) if self.scale_shift else (time, (None, None))
         if self._fuses(h):
             h = fused.conv(self.conv_1, h, norm, add=add)
-            return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=self.skip(x))
+            skip = fused.pointwise(self.skip, x)
+            return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
         h = self.conv_1(h if norm is None else norm(h))
         h = self.norm_2(h, scale=film[0], shift=film[1]) if self.scale_shift else self.norm_2(h, add=add)
         return self.skip(x) + self.conv_2(self.dropout(h))
