@@ -1,7 +1,10 @@
-"""Prints what the compilers make of every GPU kernel: registers, spills, memory, occupancy, widths. No GPU is needed.
+"""Times fastdiff against its peers; or prints what the compilers make of every GPU kernel, for which no GPU is needed.
 
-The CUDA kernels are compiled where nvcc is found, Triton's where Triton is installed. The numbers are kept in
-benchmarks/static.json; --check fails where one is worse than there. It takes a checkout of the repository.
+Without --static the benchmark files run: times in --output (JSON), a Markdown table and a PNG chart (with matplotlib)
+beside it. --compare tells which ratios have fallen since an earlier run, with status 1. With --static: registers,
+spills, memory, occupancy, widths. The CUDA kernels are compiled where nvcc is found, Triton's where Triton is
+installed; the numbers are kept in benchmarks/static.json, and --check fails where one is worse than there. Either takes
+a checkout of the repository.
 """
 
 import importlib
@@ -10,11 +13,17 @@ from pathlib import Path
 
 import fastdiff
 
+from . import bench_runs
+
 ROOT = Path(fastdiff.__file__).resolve().parents[1]
 
 
 def add_arguments(parser):
-    parser.add_argument("--static", action="store_true", required=True, help="compile, run nothing")
+    parser.add_argument("--static", action="store_true", help="compile, run nothing")
+    parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the times of a run (bench.json)")
+    parser.add_argument("--select", help="run these alone, as pytest -k selects")
+    parser.add_argument("--compare", type=Path, metavar="OLD.JSON", help="an earlier run's --output")
+    parser.add_argument("--threshold", type=float, default=0.1, help="the share a ratio may fall by (0.1)")
     parser.add_argument("--arch", type=int, action="append", help="compute capability such as 90; repeat for several")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--check", action="store_true", help="list what is worse than the kept table, with status 1")
@@ -22,6 +31,8 @@ def add_arguments(parser):
 
 
 def main(arguments):
+    if not arguments.static:
+        return timed(arguments)
     static = collector()
     table, reasons = static.collect(archs=arguments.arch or static.ARCHS)
     for language, reason in reasons.items():
@@ -37,13 +48,23 @@ def main(arguments):
     return 0
 
 
+def timed(arguments):
+    if arguments.check or arguments.update or arguments.arch:
+        raise ValueError("--check, --update and --arch must come with --static")
+    return bench_runs.main(arguments, ROOT, of_checkout("benchmarks.ratios"))
+
+
 def collector():
     """benchmarks.static, which is not installed."""
+    return of_checkout("benchmarks.static")
+
+
+def of_checkout(name):
     if not (ROOT / "benchmarks" / "static").is_dir():
-        raise ValueError(f"fastdiff bench --static must run from a checkout of the repository, got {ROOT}")
+        raise ValueError(f"fastdiff bench must run from a checkout of the repository, got {ROOT}")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    return importlib.import_module("benchmarks.static")
+    return importlib.import_module(name)
 
 
 def check(static, table):

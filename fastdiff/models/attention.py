@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import fused
 from .layers import zeroed
 
 
@@ -28,11 +29,11 @@ class Attention(nn.Module):
     def forward(self, x):
         B, C, H, W = x.shape
         h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view of a channels_last tensor
-        q, k, v = split_heads(self.qkv(h), self.heads, self.order)  # [B, heads, H * W, head width] each
+        q, k, v = split_heads(fused.linear(self.qkv, h), self.heads, self.order)  # [B, heads, H * W, head width] each
         if hasattr(self, "memory"):
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(self.memory, (k, v), strict=True))
         h = F.scaled_dot_product_attention(q, k, v)
-        h = self.out(h.transpose(1, 2).reshape(B, H * W, self.inner))
+        h = fused.linear(self.out, h.transpose(1, 2).reshape(B, H * W, self.inner))
         return x + h.reshape(B, H, W, C).permute(0, 3, 1, 2)
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import fused
+
 
 def sinusoidal_embedding(t, dim, *, sin_first=True, freq_shift=1, theta=10000, dtype=torch.float32):
     """[sin(t w_0), ..., sin(t w_last), cos(t w_0), ..., cos(t w_last)], w_i = theta^(-i / (half - freq_shift)).
@@ -58,7 +60,8 @@ class ResBlock(nn.Module):
     """skip(x) + conv_2(dropout(norm_2(conv_1(norm_1(x)) + time))), norms with SiLU: [B, C_in, H, W] to [B, C, H, W].
 
     With scale_shift the embedding scales and shifts the second norm's result instead of being added before it.
-    `resample` acts on the first norm's result and on x.
+    `resample` acts on the first norm's result and on x. In inference on the CPU each norm, its convolution and the sum
+    after it are one op, where `fused` says so.
     """
 
     def __init__(self, in_channels, channels, embedding_width, *, norm, dropout=0.0, scale_shift=False, resample=None):
@@ -73,17 +76,22 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x, embedding):
-        h = self.norm_1(x)
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv_1(h)
         time = self.time(embedding)  # [B, C], or [B, 2C] with scale_shift
-        if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
-            h = self.norm_2(h, scale=scale, shift=shift)
-        else:
-            h = self.norm_2(h, add=time)
+        h, norm = x, self.norm_1
+        if self.resample is not None:
+            h, x, norm = self.resample(norm(x)), self.resample(x), None
+        add, film = (None, time.chunk(2, dim=1)) if self.scale_shift else (time, (None, None))
+        if self._fuses(h):
+            h = fused.conv(self.conv_1, h, norm, add=add)
+            skip = fused.pointwise(self.skip, x)
+            return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
+        h = self.conv_1(h if norm is None else norm(h))
+        h = self.norm_2(h, scale=film[0], shift=film[1]) if self.scale_shift else self.norm_2(h, add=add)
         return self.skip(x) + self.conv_2(self.dropout(h))
+
+    def _fuses(self, x):
+        dropping = self.dropout.training and self.dropout.p > 0
+        return not dropping and fused.applies(x, self.conv_1, self.conv_2, norms=(self.norm_1, self.norm_2))
 
 
 class ConvFirstBlock(nn.Module):

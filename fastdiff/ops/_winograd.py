@@ -22,6 +22,10 @@ def winograd(allowed):
         _allowed.reset(token)
 
 
+def allowed():
+    return _allowed.get()
+
+
 def choose(B, C, O, H, W):  # noqa: E741
     """DIRECT, SMALL or LARGE: the quickest for this shape, as measured (`MEASURED`, which a test compares).
 

@@ -1,12 +1,13 @@
-"""`fastdiff bench --static` prints, checks and keeps the table of static numbers."""
+"""`fastdiff bench` times and compares; with --static it prints, checks and keeps the table of static numbers."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import static
 from fastdiff import cli
-from fastdiff.cli import bench
+from fastdiff.cli import bench, bench_runs
 
 KEPT = static.Table.read(static.KEPT)
 
@@ -57,6 +58,46 @@ def test_needs_the_sources(monkeypatch, tmp_path, capsys):
     assert "must run from a checkout" in capsys.readouterr().err
 
 
-def test_static_must_be_asked_for():
-    with pytest.raises(SystemExit):
-        cli.main(["bench"])
+@pytest.fixture
+def report(monkeypatch, tmp_path):
+    """report(name, seconds): pytest-benchmark's JSON; runs write the one named new.json."""
+
+    def write(name, fastdiff):
+        times = {"eager": 2.0, "fastdiff": fastdiff}
+        info = {"case": "op [4, 5] float32", "threads": 1}
+        entries = [{"extra_info": info | {"provider": p}, "stats": {"median": t}} for p, t in times.items()]
+        machine = {"gpu": "a card", "torch": "2", "python_version": "3"}
+        path = tmp_path / name
+        path.write_text(json.dumps({"benchmarks": entries, "machine_info": machine}))
+        return str(path)
+
+    monkeypatch.setattr(bench_runs, "run", lambda root, output, select: write("new.json", 1.0))
+    return write
+
+
+def timed(tmp_path, *options):
+    return cli.main(["bench", "--output", str(tmp_path / "new.json"), *options])
+
+
+def test_a_run_leaves_a_table_and_a_chart(report, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert timed(tmp_path) == 0
+    assert "| op [4, 5] float32 | 1 | 1000000.0 | 2.00 |" in capsys.readouterr().out
+    assert "| 2.00 |" in (tmp_path / "new.md").read_text()
+    assert (tmp_path / "new.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("before, status", [(1.0, 0), (0.95, 0), (0.8, 1)])
+def test_compare_flags_what_fell_beyond_the_threshold(report, tmp_path, capsys, before, status):
+    assert timed(tmp_path, "--compare", report("old.json", before)) == status
+    said = "2.50 times as fast as eager became 2.00" if status else "no ratio fell by more than 10%"
+    assert said in capsys.readouterr().out
+
+
+def test_threshold_is_followed(report, tmp_path):
+    assert timed(tmp_path, "--compare", report("old.json", 0.8), "--threshold", "0.3") == 0
+
+
+def test_static_options_need_static(capsys):
+    assert cli.main(["bench", "--check"]) == 2
+    assert "must come with --static" in capsys.readouterr().err

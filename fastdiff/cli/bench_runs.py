@@ -1,0 +1,73 @@
+"""`fastdiff bench` without --static: the benchmark files run, kept as JSON, shown as a table and a chart, compared."""
+
+import subprocess
+import sys
+from statistics import geometric_mean
+
+
+def run(root, output, select):
+    """Runs benchmarks/ of the checkout, those that pytest's -k selects; the JSON of pytest-benchmark in output."""
+    command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only", f"--benchmark-json={output}"]
+    status = subprocess.run([*command, *(["-k", select] if select else [])], cwd=root).returncode
+    if status:
+        raise ValueError(f"the benchmarks must pass, got pytest's status {status}")
+
+
+def relative(cases):
+    """{(case, threads, provider): its median over fastdiff's}, which machine load moves least."""
+    return {
+        (*case, provider): times[provider] / times["fastdiff"]
+        for case, times in cases.items()
+        if "fastdiff" in times
+        for provider in times
+        if provider != "fastdiff"
+    }
+
+
+def regressions(old, new, threshold):
+    """A line for every ratio in both runs that has fallen by more than the threshold, a share of the old one."""
+    before, now = relative(old), relative(new)
+    return [
+        f"{case}, {threads} threads: {before[key]:.2f} times as fast as {provider} became {now[key]:.2f}"
+        for key in sorted(before.keys() & now.keys())
+        for case, threads, provider in [key]
+        if now[key] < before[key] * (1 - threshold)
+    ]
+
+
+def chart(cases, machine, path):
+    """A PNG of bars: for each op or network and provider, the geometric mean of how many times as fast fastdiff is."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no chart: matplotlib is not installed (pip install fastdiff[plots])", file=sys.stderr)
+        return
+    means = {}
+    for (case, threads, provider), ratio in relative(cases).items():
+        means.setdefault((f"{case.split(' [')[0]}, {threads} thr.", provider), []).append(ratio)
+    labels = [f"{name} / {provider}" for name, provider in sorted(means)]
+    figure = Figure(figsize=(9, 1.5 + 0.25 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(labels, [geometric_mean(means[key]) for key in sorted(means)])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as the provider")
+    axes.set_title(machine, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments, root, ratios):
+    """The exit status: 1 where --compare finds a regression."""
+    output = arguments.output.resolve()
+    old = ratios.read(arguments.compare)[0] if arguments.compare else None  # read first: it may be overwritten
+    run(root, output, arguments.select)
+    cases, machine = ratios.read(output)
+    table = ratios.table(cases, machine)
+    print(table)
+    output.with_suffix(".md").write_text(table + "\n")
+    chart(cases, machine, output.with_suffix(".png"))
+    if old is None:
+        return 0
+    worse = regressions(old, cases, arguments.threshold)
+    print("\n".join(worse) or f"no ratio fell by more than {arguments.threshold:.0%}")
+    return int(bool(worse))

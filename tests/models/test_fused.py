@@ -1,0 +1,144 @@
+"""A U-Net in inference on the CPU: by `conv3x3` where it applies, close to float64, and torch's way elsewhere."""
+
+import copy
+
+import pytest
+import torch
+
+from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
+from fastdiff.models import fused
+from fastdiff.ops import _dispatch
+
+SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16, groups=8)
+CONFIGS = {"add": SMALL, "scale_shift": SMALL | {"scale_shift": True}}
+
+pytestmark = pytest.mark.skipif(
+    _dispatch.reason("conv3x3", "cpu", "cpu", torch.float32) is not None, reason="no native convolution"
+)
+
+
+def network(**options):
+    torch.manual_seed(0)
+    net = UNet(UNetConfig(**options)).eval()
+    for parameter in net.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # what begins as nothing would hide errors
+            torch.nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+def inputs(net, B=2, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(B, *net.sample_shape, generator=generator).to(dtype), torch.arange(B) * 400 + 3
+
+
+def relative(y, exact):
+    return ((y.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes that went through the fused op."""
+    made, original = [], fused.conv
+
+    def conv(module, x, *args, **kwargs):
+        made.append(tuple(x.shape))
+        return original(module, x, *args, **kwargs)
+
+    monkeypatch.setattr(fused, "conv", conv)
+    return made
+
+
+def check_accuracy(net, calls, count):
+    x, t = inputs(net)
+    with torch.no_grad():
+        y = net(x, t)
+        assert len(calls) == count
+        with ops.winograd(False):
+            eager = net(x, t)
+        assert len(calls) == count
+        exact = copy.deepcopy(net).double()(x.double(), t)
+    assert relative(y, exact) <= 10 * relative(eager, exact)
+
+
+# Two convolutions in each of 2 + 2 + 4 blocks, one after the upsampling and the last; the first has 3 channels.
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_within_ten_times_eagers_error(calls, options):
+    check_accuracy(network(**options), calls, 18)
+
+
+@pytest.mark.slow
+def test_within_ten_times_eagers_error_on_cifar10(calls):
+    net = network()
+    check_accuracy(net, calls, 2 * (8 + 2 + 12) + 3 + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cast", ["autocast", "to"])
+def test_half_precision_is_no_worse_than_eagers(calls, cast, dtype):
+    net = network(**SMALL)
+    exact_net = copy.deepcopy(net).double()
+    if cast == "to":
+        net = net.to(dtype)
+    x, t = inputs(net, dtype=dtype if cast == "to" else torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=cast == "autocast"):
+        y = net(x, t)
+        assert y.dtype is dtype and len(calls) == 18
+        with ops.winograd(False):
+            eager = net(x, t)
+    with torch.no_grad():
+        exact = exact_net(x.double(), t)
+    assert relative(y, exact) <= 1.5 * relative(eager, exact)
+
+
+def test_elsewhere_torch_convolves(calls):
+    net = network(**SMALL)
+    x, t = inputs(net)
+    net(x, t).sum().backward()  # gradients on
+    with torch.no_grad():
+        net.double()(x.double(), t)
+        net.float().train()(x, t)
+        with ops.use_backend("reference"):
+            net.eval()(x, t)
+    assert not calls
+
+
+def test_hooks_are_still_called(calls):
+    net, seen = network(**SMALL), []
+    block = net.middle["block_1"]
+    block.conv_1.register_forward_hook(lambda module, args, output: seen.append(1))
+    x, t = inputs(net)
+    with torch.no_grad():
+        net(x, t)
+    assert seen == [1] and len(calls) == 16
+
+
+def test_active_dropout_is_kept(calls):
+    net = network(**SMALL, dropout=0.5)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+    x, t = inputs(net)
+    with torch.no_grad():
+        assert not torch.equal(net(x, t), net(x, t))
+    assert len(calls) == 2 * 2  # upsampling and the last
+
+
+def test_changed_weights_are_seen(calls):
+    net = network(**SMALL)
+    x, t = inputs(net)
+    with torch.no_grad():
+        net(x, t)
+        for parameter in net.parameters():
+            parameter.mul_(0.9)
+        y = net(x, t)
+        with ops.winograd(False):
+            torch.testing.assert_close(y, net(x, t), rtol=1e-4, atol=1e-4)
+
+
+def test_samples_of_a_seed_are_the_same():
+    net = network(**SMALL)
+    sampler = Sampler(net, GaussianProcess(schedules.linear(1000)), "ddim", 20, precision="fp32")
+    y = sampler.sample(2, seed=3)
+    with ops.winograd(False):
+        eager = sampler.sample(2, seed=3)
+    assert relative(y, eager.double()) < 1e-4
