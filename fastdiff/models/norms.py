@@ -3,7 +3,6 @@
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
@@ -36,23 +35,10 @@ class RMSNormSiLU(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x, scale=None, shift=None):
-        return rms_norm_silu(x, self.weight, scale=scale, shift=shift, silu=self.silu)
+        return ops.rms_norm_silu(x, self.weight, scale=scale, shift=shift, silu=self.silu)
 
     def extra_repr(self):
         return f"{len(self.weight)}, silu={self.silu}"
-
-
-def rms_norm_silu(x, weight, *, scale=None, shift=None, silu=True):
-    """act(x / max(|x|, 1e-12) * sqrt(C) * weight * (1 + scale) + shift), |x|^2 = sum over C of x^2.
-
-    x [B, C, *]; weight [C]; scale, shift [B, C] or None. Source: Zhang and Sennrich, "Root mean square layer
-    normalization", 2019.
-    """
-    ones = (1,) * (x.dim() - 2)
-    y = F.normalize(x, dim=1) * (weight * x.shape[1] ** 0.5).reshape(-1, *ones)
-    if scale is not None:
-        y = torch.addcmul(shift.reshape(*shift.shape, *ones), y, 1 + scale.reshape(*scale.shape, *ones))
-    return F.silu(y) if silu else y
 
 
 def maker(config, kind):

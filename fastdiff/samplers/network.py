@@ -29,14 +29,18 @@ def check_precision(precision, dtype):
         raise ValueError(f"precision must be auto for a model of {dtype}, got {precision!r}")
 
 
-def autocast(precision, device, dtype):
-    """Autocast of a network with float32 parameters, or of an unknown callable; others compute in their own dtype."""
+def autocast(precision, device, dtype, model=None):
+    """Autocast of a network with float32 parameters, or of an unknown callable; others compute in their own dtype.
+
+    "auto" leaves float32 to a model that says it is as quick in it on a CPU (`float32_on_cpu`), as `fastdiff.UNet` is.
+    """
     if dtype not in (None, torch.float32):
         return contextlib.nullcontext()
     if precision != "auto":
         lower = PRECISIONS[precision]
         return torch.autocast(device.type, lower, enabled=lower is not torch.float32)
-    if dtype is not None and has_bfloat16_units(device):
+    content = device.type == "cpu" and getattr(model, "float32_on_cpu", False)
+    if dtype is not None and not content and has_bfloat16_units(device):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

@@ -238,7 +238,7 @@ class Sampler:
     @contextlib.contextmanager
     def _mode(self):
         device, dtype = network.locate(self.model, self.device)
-        autocast = network.autocast(self.precision, device, dtype)
+        autocast = network.autocast(self.precision, device, dtype, self.model)
         with network.evaluating(self.model), torch.inference_mode(), autocast:
             yield
 

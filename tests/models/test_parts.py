@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdiff import UNet, UNetConfig
-from fastdiff.models import norms
+from fastdiff import UNet, UNetConfig, ops
 from fastdiff.models.layers import ConvFirstBlock, ResBlock, TimeEmbedding, sinusoidal_embedding
 from fastdiff.models.norms import GroupNormSiLU, RMSNormSiLU
 from fastdiff.models.resampling import Downsample, Nearest, Pool, Unshuffle, Upsample, Widen
@@ -29,7 +28,7 @@ def test_rms_norm(film, silu):
         expected = expected * (1 + scale[..., None, None]) + shift[..., None, None]
     near(layer(x, scale=scale, shift=shift), F.silu(expected) if silu else expected)
     assert not layer(torch.zeros(1, 8, 2, 2)).isnan().any()
-    near(norms.rms_norm_silu(x.flatten(2), layer.weight, silu=False), rms(x, layer.weight).flatten(2))
+    near(ops.rms_norm_silu(x.flatten(2), layer.weight, silu=False), rms(x, layer.weight).flatten(2))
 
 
 @pytest.mark.parametrize("norm", [GROUP, RMSNormSiLU])

@@ -241,7 +241,6 @@ def test_forward_mode_raises():
             ops.vlb_terms(X, X, dual, T, FIXED)
 
 
-@pytest.mark.parametrize("op", [group_norm_silu, rms_norm_silu], ids=lambda op: op.__name__)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("function", DIFFERENTIABLE, ids=lambda function: function.__name__)
 def test_double_backward_raises(function, compiled):

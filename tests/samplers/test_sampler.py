@@ -174,6 +174,17 @@ def test_precision_of_a_float32_network(process, net, monkeypatch, precision, un
     assert outputs == [(torch.float32, autocast or torch.float32)] * 2 and samples.dtype is torch.float32
 
 
+def test_a_model_may_ask_for_float32_on_a_cpu(process, net, monkeypatch):
+    """By the attribute that `fastdiff.UNet` has; bf16 by name is still heard."""
+    monkeypatch.setattr("fastdiff.samplers.network.has_bfloat16_units", lambda device: True)
+    outputs = []
+    net.conv.register_forward_hook(lambda module, inputs, output: outputs.append(output.dtype))
+    net.float32_on_cpu = fastdiff.UNet.float32_on_cpu
+    for precision in ("auto", "bf16"):
+        Sampler(net, process, steps=1, precision=precision).sample(2)
+    assert outputs == [torch.float32, torch.bfloat16]
+
+
 @pytest.mark.parametrize("has", [(), ("avx512_bf16",), ("amx_tile",)])
 def test_bfloat16_units_of_a_cpu(monkeypatch, has):
     for unit in ("avx512_bf16", "amx_tile"):

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from ... import ops
-from ..norms import rms_norm_silu
 
 
 def group_norm(x, weight, bias, groups, eps, other=None, scale=None, shift=None, silu=False):
@@ -26,9 +25,9 @@ def rms_norm(x, weight, scale=None, shift=None, silu=False):
     """act(x / |x| * sqrt(C) * weight * (1 + scale) + shift); weight of C numbers in any shape; else as above."""
     flat = [_per_channel(value, x) for value in (scale, shift)]
     if None in [f for f, v in zip(flat, (scale, shift), strict=True) if v is not None]:
-        y = rms_norm_silu(x, weight.flatten(), silu=False) * (1 + scale) + shift
+        y = ops.rms_norm_silu(x, weight.flatten(), silu=False) * (1 + scale) + shift
         return F.silu(y) if silu else y
-    return rms_norm_silu(x, weight.flatten(), scale=flat[0], shift=flat[1], silu=silu)
+    return ops.rms_norm_silu(x, weight.flatten(), scale=flat[0], shift=flat[1], silu=silu)
 
 
 def _per_channel(value, x):
