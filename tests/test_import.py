@@ -16,12 +16,12 @@ PACKAGE = ROOT / "fastdiff"
 MAY_IMPORT = {
     "ops": {"_C", "build_info"},
     "processes": {"ops"},
-    "models": {"ops"},
-    "samplers": {"capture", "ops", "processes"},
-    "training": {"capture", "ops", "processes"},
+    "models": {"files", "ops"},
+    "samplers": {"capture", "files", "ops", "processes"},
+    "training": {"capture", "files", "ops", "processes"},
     "evaluation": {"data", "ops", "processes"},
     "integrations": {"ops", "samplers", "processes", "models"},
-    "data": set(),
+    "data": {"files"},
     "cli": None,
 }
 BACKENDS = ("native", "reference", "triton")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..data.images import grid, save_png
-from ..samplers.sharding import write_whole
+from ..files import whole
 
 
 def check(out, resume=False):
@@ -24,7 +24,8 @@ def check(out, resume=False):
 def write(parts, out, labels=None):
     """The parts, uint8 [.., H, W, C], as the one file that `out` names."""
     if out.suffix == ".npz":
-        write_whole(out, lambda file: _npz(file, parts, labels))
+        with whole(out) as part, open(part, "wb") as file:
+            _npz(file, parts, labels)
     else:
         images = np.concatenate([parts.load(index) for index in range(len(parts))])
         save_png(_sheet(images), out)

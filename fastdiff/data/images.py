@@ -1,12 +1,11 @@
 """Images out: grids, PNG, arrays."""
 
-import io
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
+
+from ..files import whole
 
 
 def to_uint8(x):
@@ -33,23 +32,11 @@ def save_png(image, path, least=512):
     from PIL import Image
 
     factor = max(1, least // max(image.shape[:2]))
-    content = io.BytesIO()
-    Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(content, format="PNG")
-    _write(path, content.getvalue())
+    with whole(path) as part:
+        Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(part, format="PNG")
 
 
 def save_npz(samples, path):
     """Writes samples [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], the one array of an .npz."""
-    content = io.BytesIO()
-    np.savez(content, to_uint8(samples.cpu()).permute(0, 2, 3, 1).numpy())
-    _write(path, content.getvalue())
-
-
-def _write(path, content):
-    """The whole file or none."""
-    part = Path(f"{path}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, open(part, "wb") as file:
+        np.savez(file, to_uint8(samples.cpu()).permute(0, 2, 3, 1).numpy())

@@ -1,10 +1,10 @@
 """A folder of images into one file."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ..files import whole
 from .folder import load_folder
 
 
@@ -22,18 +22,11 @@ def pack(folder, out, image_size=None, on_error="raise"):
     found = load_folder(folder, image_size, on_error)
     images = found.images.permute(0, 2, 3, 1).numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            if out.suffix == ".npy":
-                np.save(file, images)
-            elif found.labels is None:
-                np.savez(file, images)
-            else:
-                np.savez(file, images, labels=found.labels.numpy(), classes=np.array(found.classes))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(out) as part, open(part, "wb") as file:
+        if out.suffix == ".npy":
+            np.save(file, images)
+        elif found.labels is None:
+            np.savez(file, images)
+        else:
+            np.savez(file, images, labels=found.labels.numpy(), classes=np.array(found.classes))
     return found

@@ -1,13 +1,13 @@
 """A U-Net in a file: ours is safetensors with the config as JSON in the metadata; other people's are in `dialects`."""
 
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..files import whole
 from . import checkpoints, dialects
 from .config import UNetConfig
 from .dialects import mapping
@@ -137,13 +137,5 @@ class _Undrawn(TorchFunctionMode):
 
 def _write(path, content):
     """Bytes, or a dict for torch.save: whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if isinstance(content, bytes):
-            part.write_bytes(content)
-        else:
-            torch.save(content, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part:
+        part.write_bytes(content) if isinstance(content, bytes) else torch.save(content, part)

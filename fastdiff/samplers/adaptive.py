@@ -20,7 +20,6 @@ import torch
 
 from ..processes.continuous import precise
 from ..processes.interpolated import continuous
-from .score import start
 
 _ARRIVED = 1e-5  # distance in lam at which a sample is done
 
@@ -88,7 +87,7 @@ class DPMAdaptive:
         self.eta, self.s_noise, self.norms, self.max_steps = eta, s_noise, norms, max_steps
         rate = 1.5 if eta else order
         self.powers = (pcoeff + icoeff + dcoeff) / rate, -(pcoeff + 2 * dcoeff) / rate, dcoeff / rate
-        self.start = start(self.process.nodes(1))
+        self.start = self.process.nodes(1).start
 
     def run(self, denoise, x, draw, progress=None):
         process = self.process

@@ -5,7 +5,8 @@ import math
 import torch
 
 from ..ops.rows import COLUMNS
-from .score import exploding, nodes_of, score_plan, score_row, then_estimate
+from ..processes.nodes import nodes_of
+from .score import exploding, score_plan, score_row, then_estimate
 
 
 def annealed_langevin(process, timesteps=None, *, clip=None, steps_each=None, step_size=None, version=2, denoise=None):

@@ -5,7 +5,6 @@ import itertools
 from ..processes.continuous import precise
 from ..processes.integrate import check_method, integrate
 from ..processes.interpolated import continuous
-from .score import start
 from .stages import stage_plan
 
 
@@ -98,7 +97,7 @@ class AdaptiveFlow:
         check_method(method, rtol, atol)
         self.process, self.clip, self.denoise = continuous(process), clip, denoise
         self.tolerance = {"method": method, "rtol": rtol, "atol": atol}
-        self.start = start(self.process.nodes(1))
+        self.start = self.process.nodes(1).start
 
     def run(self, denoise, x, draw=None, progress=None):
         """x at t_min (its estimate x0 with `denoise`) from x at t_max; draw is not used."""

@@ -2,10 +2,10 @@
 
 import torch
 
-from ..processes.nodes import Nodes
+from ..processes.nodes import Nodes, nodes_of
 from .langevin import ADJUST
 from .predictors import PREDICTORS, transition
-from .score import exploding, nodes_of, preserving, score_plan, score_row
+from .score import exploding, preserving, score_plan, score_row
 
 CORRECTORS = ("langevin", "ald")
 FLOWS = ("euler_maruyama", "reverse_diffusion")  # predictors that are also those of the probability flow

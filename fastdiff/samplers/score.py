@@ -2,7 +2,6 @@
 
 import torch
 
-from ..processes.nodes import Nodes
 from .plan import Plan
 
 
@@ -34,7 +33,7 @@ def score_plan(nodes, rows, *, clip, denoise, **options):
         p_m=nodes.p_m.repeat_interleave(repeats),
         c_in=nodes.c_in.repeat_interleave(repeats),
         bound=float("inf") if clip is None else clip,
-        start=start(nodes),
+        start=nodes.start,
         **columns,
         **options,
     )
@@ -46,16 +45,6 @@ def then_estimate(plan):
     ends |= dict.fromkeys(("c_x", "c_m", "std"), 0.0)
     columns = {name: torch.cat([plan[name], plan[name].new_tensor([end])]) for name, end in ends.items()}
     return Plan(torch.cat([plan.time, plan.time[-1:]]), start=plan.start, **columns)
-
-
-def nodes_of(process, timesteps):
-    """process.nodes(timesteps), or `timesteps` itself where it is Nodes already."""
-    return timesteps if isinstance(timesteps, Nodes) else process.nodes(timesteps)
-
-
-def start(nodes):
-    """The nominal deviation of the noisiest state."""
-    return nodes.sigma[0].item() if nodes.alpha[0] == 1 else 1.0
 
 
 def preserving(nodes):

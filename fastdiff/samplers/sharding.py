@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..files import whole
+
 SETTINGS = "settings.json"
 
 
@@ -81,7 +83,8 @@ class Parts:
             raise FileExistsError(f"out must be new, {left}")
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: file.write(json.dumps(self.settings, indent=2).encode()))
+            with whole(path, shared=True) as part:
+                part.write_text(json.dumps(self.settings, indent=2))
             return
         before = json.loads(path.read_text())
         for name in sorted({*before, *self.settings}):
@@ -104,7 +107,8 @@ class Parts:
         """The samples of a micro-batch, an array [its size, ...]."""
         if len(array) != len(self.ids(index)):
             raise ValueError(f"array must hold {len(self.ids(index))} samples, got {len(array)}")
-        write_whole(self.path(index), lambda file: np.save(file, array))
+        with whole(self.path(index), shared=True) as part, open(part, "wb") as file:
+            np.save(file, array)
 
     def load(self, index):
         return np.load(self.path(index))
@@ -114,22 +118,3 @@ class Parts:
         for index in range(len(self)):
             self.path(index).unlink(missing_ok=True)
         shutil.rmtree(self.folder)
-
-
-def write_whole(path, write):
-    """The whole file or none, also after a power failure: write(file) fills it under another name first."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    finally:
-        part.unlink(missing_ok=True)

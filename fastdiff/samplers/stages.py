@@ -3,7 +3,6 @@
 import torch
 
 from .plan import Plan
-from .score import start
 
 
 def stage_plan(process, rows, *, clip):
@@ -25,6 +24,6 @@ def stage_plan(process, rows, *, clip):
         p_m=p_m,
         c_in=process.c_in(t),
         bound=float("inf") if clip is None else clip,
-        start=start(process.nodes(t[:1])),
+        start=process.nodes(t[:1]).start,
         **columns,
     )

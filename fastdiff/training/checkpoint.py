@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .files import whole, whole_directory
+from ..files import whole, whole_directory
 
 CONFIG, CHECKPOINTS, MODEL = "config.json", "checkpoints", "model.safetensors"
 TENSORS, REST = "state.safetensors", "state.json"

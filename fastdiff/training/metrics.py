@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .files import whole
+from ..files import whole
 
 
 class Metrics:

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .files import whole
+from ..files import whole
 from .profiles import Power
 
 SNAPSHOTS = "snapshots"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff.data import images
+from fastdiff import files
 from fastdiff.data.images import grid, save_npz, save_png, to_uint8
 
 
@@ -59,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         save_png(np.zeros((2, 2), np.uint8), tmp_path / "a.png")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

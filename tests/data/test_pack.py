@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdiff.data import load, pack
+from fastdiff import files
+from fastdiff.data import load
 from fastdiff.data.pack import pack as pack_folder
 
 
@@ -37,7 +38,7 @@ def test_a_write_that_fails_leaves_the_old_file(folder, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         pack_folder(folder, tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_text() == "old" and not list(tmp_path.glob("*.part"))

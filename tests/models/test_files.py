@@ -8,8 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fastdiff
-from fastdiff import UNet, UNetConfig, load_unet
-from fastdiff.models import files
+from fastdiff import UNet, UNetConfig, files, load_unet
 
 CONFIG = UNetConfig(
     image_size=8, in_channels=1, channels=8, channel_mult=(1, 2), attention_resolutions=(4,), groups=4, dropout=0.1

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from fastdiff import GaussianProcess, UNet, UNetConfig, schedules
-from fastdiff.training import TrainConfig, files, ranks, train
+from fastdiff import GaussianProcess, UNet, UNetConfig, files, schedules
+from fastdiff.training import TrainConfig, ranks, train
 from fastdiff.training.checkpoint import checkpoints
 
 OPTIONS = dict(batch_size=8, lr=1e-2, warmup=2, log_every=1, checkpoint_every=3, sample_every=0, flip=True,

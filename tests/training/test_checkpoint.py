@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdiff import load_unet
-from fastdiff.training import EMA, checkpoint, files
+from fastdiff import files, load_unet
+from fastdiff.training import EMA, checkpoint
 from fastdiff.training.profiles import Power
 
 

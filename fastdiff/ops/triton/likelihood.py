@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .philox import LOG_0, LOG_1, LOG_2, LOG_3, LOG_4, LOG_5, LOG_6, LOG_7, LOG_8
+from .philox import log as log_of_number
 from .reverse_step import exp
 
 LOGIT_SLOPE = tl.constexpr(1.5957691216057308)
@@ -16,20 +16,7 @@ ONE_OVER_ROOT_TWO_PI = tl.constexpr(0.3989422804014327)
 @triton.jit
 def log(x):
     """ln x within 2 ulp, x a positive normal number; NaN and infinity give NaN."""
-    shifted = x.to(tl.int32, bitcast=True) - 0x3F3504F3
-    exponent = (shifted >> 23).to(tl.float32)
-    f = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
-    square = f * f
-    p = tl.fma(f, LOG_8, LOG_7)
-    p = tl.fma(f, p, LOG_6)
-    p = tl.fma(f, p, LOG_5)
-    p = tl.fma(f, p, LOG_4)
-    p = tl.fma(f, p, LOG_3)
-    p = tl.fma(f, p, LOG_2)
-    p = tl.fma(f, p, LOG_1)
-    p = tl.fma(f, p, LOG_0)
-    low = tl.fma(square * f, p, exponent * -2.12194440e-4)
-    return tl.fma(exponent, 0.693359375, f + tl.fma(square, -0.5, low)) + (x - x)
+    return log_of_number(x) + (x - x)
 
 
 @triton.jit

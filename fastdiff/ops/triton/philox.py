@@ -55,11 +55,10 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def radius(word):
-    """sqrt(-2 ln u) for u = float32(word) * 2^-32 + 2^-33, a float32 in (0, 1]."""
-    u = tl.fma(word.to(tl.float32), 2.0**-32, 2.0**-33)
-    # u = 2^exponent * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), exactly.
-    shifted = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+def log(x):
+    """ln x within 2 ulp, x a positive normal number."""
+    # x = 2^exponent * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), exactly.
+    shifted = x.to(tl.int32, bitcast=True) - 0x3F3504F3
     exponent = (shifted >> 23).to(tl.float32)
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     square = f * f
@@ -72,8 +71,14 @@ def radius(word):
     p = tl.fma(f, p, LOG_1)
     p = tl.fma(f, p, LOG_0)
     tail = tl.fma(square * f, p, exponent * -2.12194440e-4)
-    log = tl.fma(exponent, 0.693359375, f + tl.fma(square, -0.5, tail))
-    return tl.sqrt_rn(tl.maximum(-2.0 * log, 0.0))
+    return tl.fma(exponent, 0.693359375, f + tl.fma(square, -0.5, tail))
+
+
+@triton.jit
+def radius(word):
+    """sqrt(-2 ln u) for u = float32(word) * 2^-32 + 2^-33, a float32 in (0, 1]."""
+    u = tl.fma(word.to(tl.float32), 2.0**-32, 2.0**-33)
+    return tl.sqrt_rn(tl.maximum(-2.0 * log(u), 0.0))
 
 
 @triton.jit

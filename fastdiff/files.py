@@ -10,10 +10,13 @@ os.umask(_UMASK)
 
 
 @contextlib.contextmanager
-def whole(path):
-    """A path beside this one to write a file to; synced, it takes this one's place."""
+def whole(path, shared=False):
+    """A path beside this one to write a file to; synced, it takes this one's place.
+
+    shared: other processes may be writing this one too.
+    """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
     try:
         yield part
         _finish(part)
