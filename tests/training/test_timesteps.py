@@ -166,6 +166,7 @@ def test_more_losses_of_a_timestep_than_are_kept():
         one.update(t[i : i + 1], loss[i : i + 1])
     assert torch.equal(one.probabilities(), many.probabilities()) and torch.equal(one.counts, many.counts)
     assert sorted(many.losses[3].tolist()) == [5.0, 6.0]
+    assert sorted(many.losses[-1].tolist()) == [7.0, 8.0]  # aside, so that no place is written twice at once
 
 
 def test_a_timestep_without_history_keeps_all_alike():
