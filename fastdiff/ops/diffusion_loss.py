@@ -1,9 +1,8 @@
 """Contract of `diffusion_loss` and of its gradient."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from . import _check, _dispatch, _layout, _loss
+from . import _autograd, _check, _dispatch, _layout, _loss
 from . import rng as streams
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
@@ -60,7 +59,7 @@ def diffusion_loss(
     if not _dispatch.eager(*tensors):
         return torch.ops.fastdiff.diffusion_loss(*tensors, *options)
     if model_output.requires_grad and torch.is_grad_enabled():
-        return _DiffusionLoss.apply(*tensors, *options)
+        return _differentiated(*tensors, *options)
     return _forward(*tensors, *options)
 
 
@@ -108,36 +107,6 @@ def _gradient(grad_loss, model_output, *arguments):
     return _loss.gradient(model_output, lambda dense, grad: function(grad_loss, dense, *others, stream, grad))
 
 
-class _DiffusionLoss(torch.autograd.Function):
-    """The eager path's gradient; the dispatcher's is registered below."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        _setup_context(ctx, arguments, None)
-        return _forward(*arguments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss):
-        return _gradient(grad_loss, *ctx.saved_tensors, *ctx.options), *(None,) * 12
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:-2])
-    ctx.options = inputs[-2:]
-
-
-def _backward(ctx, grad_loss):
-    return torch.ops.fastdiff.diffusion_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options), *(None,) * 12
-
-
-def _no_double_backward(ctx, *gradients):
-    raise NotImplementedError("diffusion_loss is differentiable once: its gradient has no gradient")
-
-
-_LIBRARY.impl("diffusion_loss", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("diffusion_loss_backward", _gradient, "CompositeExplicitAutograd")
-torch.library.register_fake("fastdiff::diffusion_loss", lambda m, *rest: _loss.result(m), lib=_LIBRARY)
-torch.library.register_fake("fastdiff::diffusion_loss_backward", lambda g, m, *rest: torch.empty_like(m), lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::diffusion_loss", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::diffusion_loss_backward", _no_double_backward, lib=_LIBRARY)
+_differentiated = _autograd.of_first(
+    _LIBRARY, "diffusion_loss", _forward, _gradient, 11, lambda model_output, *rest: _loss.result(model_output)
+)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import _check, _dispatch, _layout
+from . import _autograd, _check, _dispatch, _layout
 from . import rng as streams
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
@@ -252,13 +252,7 @@ def _backward(ctx, grad_y, grad_mean, grad_rstd):
     return *each, grad_y if ctx.needs_input_grad[6] else None, *(None,) * 8
 
 
-def _no_double_backward(ctx, *gradients):
-    raise NotImplementedError("group_norm_silu is differentiable once: its gradient has no gradient")
-
-
-_LIBRARY.impl("group_norm_silu", _group_norm_silu, "CompositeExplicitAutograd")
-_LIBRARY.impl("group_norm_silu_backward", _group_norm_silu_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("fastdiff::group_norm_silu", _fake, lib=_LIBRARY)
-torch.library.register_fake("fastdiff::group_norm_silu_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::group_norm_silu", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::group_norm_silu_backward", _no_double_backward, lib=_LIBRARY)
+_autograd.register(
+    _LIBRARY, "group_norm_silu", _group_norm_silu, _group_norm_silu_backward, _fake, _fake_backward, _backward,
+    _setup_context,
+)  # fmt: skip

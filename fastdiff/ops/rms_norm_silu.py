@@ -5,7 +5,7 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import _check, _dispatch, _layout
+from . import _autograd, _check, _dispatch, _layout
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
 _LIBRARY.define(
@@ -137,13 +137,7 @@ def _backward(ctx, grad_y):
     return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *(None,) * 4
 
 
-def _no_double_backward(ctx, *gradients):
-    raise NotImplementedError("rms_norm_silu is differentiable once: its gradient has no gradient")
-
-
-_LIBRARY.impl("rms_norm_silu", _rms_norm_silu, "CompositeExplicitAutograd")
-_LIBRARY.impl("rms_norm_silu_backward", _rms_norm_silu_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("fastdiff::rms_norm_silu", _fake, lib=_LIBRARY)
-torch.library.register_fake("fastdiff::rms_norm_silu_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::rms_norm_silu", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::rms_norm_silu_backward", _no_double_backward, lib=_LIBRARY)
+_autograd.register(
+    _LIBRARY, "rms_norm_silu", _rms_norm_silu, _rms_norm_silu_backward, _fake, _fake_backward, _backward,
+    _setup_context,
+)  # fmt: skip

@@ -3,9 +3,8 @@
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from . import _check, _dispatch, _layout, _loss
+from . import _autograd, _check, _dispatch, _layout, _loss
 from . import vlb_columns as columns
 
 _LIBRARY = torch.library.Library("fastdiff", "FRAGMENT")
@@ -70,7 +69,7 @@ def vlb_terms(
     if not _dispatch.eager(*tensors):
         return torch.ops.fastdiff.vlb_terms(*tensors, *options)
     if model_output.requires_grad and torch.is_grad_enabled():
-        return _VlbTerms.apply(*tensors, *options)
+        return _differentiated(*tensors, *options)
     return _forward(*tensors, *options)
 
 
@@ -113,36 +112,6 @@ def _gradient(grad_terms, model_output, *arguments):
     return _loss.gradient(model_output, lambda dense, grad: function(grad_terms, dense, *others, *options, grad))
 
 
-class _VlbTerms(torch.autograd.Function):
-    """The eager path's gradient; the dispatcher's is registered below."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        _setup_context(ctx, arguments, None)
-        return _forward(*arguments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_terms):
-        return _gradient(grad_terms, *ctx.saved_tensors, *ctx.options), *(None,) * 11
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:]
-
-
-def _backward(ctx, grad_terms):
-    return torch.ops.fastdiff.vlb_terms_backward(grad_terms, *ctx.saved_tensors, *ctx.options), *(None,) * 11
-
-
-def _no_double_backward(ctx, *gradients):
-    raise NotImplementedError("vlb_terms is differentiable once: its gradient has no gradient")
-
-
-_LIBRARY.impl("vlb_terms", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("vlb_terms_backward", _gradient, "CompositeExplicitAutograd")
-torch.library.register_fake("fastdiff::vlb_terms", lambda m, *rest: _loss.result(m), lib=_LIBRARY)
-torch.library.register_fake("fastdiff::vlb_terms_backward", lambda g, m, *rest: torch.empty_like(m), lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::vlb_terms", _backward, setup_context=_setup_context, lib=_LIBRARY)
-torch.library.register_autograd("fastdiff::vlb_terms_backward", _no_double_backward, lib=_LIBRARY)
+_differentiated = _autograd.of_first(
+    _LIBRARY, "vlb_terms", _forward, _gradient, 8, lambda model_output, *rest: _loss.result(model_output)
+)
