@@ -50,6 +50,7 @@ def test_strength_is_the_share_of_the_rows(backend, process, strength, first):
 def test_the_start_is_that_of_diffusers(process):
     """Its img2img pipelines keep the last int(steps * strength) timesteps."""
     diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")  # which its pipeline asks for
     pipeline = SimpleNamespace(scheduler=diffusers.DDIMScheduler(T, timestep_spacing="trailing"))
     pipeline.scheduler.set_timesteps(20)
     get = diffusers.StableDiffusionImg2ImgPipeline.get_timesteps
