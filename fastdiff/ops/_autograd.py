@@ -4,6 +4,19 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
+def once(backward):
+    """A Function's backward that has no gradient itself, told so only where that could be asked for.
+
+    once_differentiable by itself enters no_grad each time, which takes as long as a tensor's allocation or two.
+    """
+    guarded = once_differentiable(backward)
+
+    def either(ctx, *gradients):
+        return (guarded if torch.is_grad_enabled() else backward)(ctx, *gradients)
+
+    return either
+
+
 def register(library, op, forward, gradient, fake, fake_gradient, backward, setup_context):
     """Registers `op` and `op`_backward, whose schemas the library knows, on every device.
 
@@ -43,7 +56,7 @@ def of_first(library, op, forward, gradient, tensors, fake):
             return forward(*arguments)
 
         @staticmethod
-        @once_differentiable
+        @once
         def backward(ctx, upstream):
             found = gradient(upstream, *ctx.saved_tensors, *ctx.options)
             return found, *(None,) * (len(ctx.needs_input_grad) - 1)

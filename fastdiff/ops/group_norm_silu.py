@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import _autograd, _check, _dispatch, _layout
 from . import rng as streams
@@ -222,7 +221,7 @@ class _GroupNormSilu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_autograd.once
     def backward(ctx, grad_y):
         groups, _, silu, dropout, layer, backend = ctx.options
         *needs, residual, _ = ctx.needs_input_grad

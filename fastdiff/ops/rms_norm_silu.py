@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import _autograd, _check, _dispatch, _layout
 
@@ -119,7 +118,7 @@ class _RmsNormSilu(torch.autograd.Function):
         return _rms_norm_silu(x, weight, scale, shift, *options)
 
     @staticmethod
-    @once_differentiable
+    @_autograd.once
     def backward(ctx, grad_y):
         *options, backend = ctx.options
         return *_gradients(grad_y, *ctx.saved_tensors, *options, ctx.needs_input_grad[:4], backend), *(None,) * 4
