@@ -2,6 +2,8 @@
 
 Providers are `eager` (what everybody writes), `compiled` (torch.compile of it), `fastdiff`, and peers where installed.
 Each case runs with one thread, pinned to a processor, and with all of them. Compare ratios within one run only.
+Where a case says how many bytes it must move, or how many FLOPs it is usually done in, the report tells the share of
+what this machine was measured to do (benchmarks/machine.py).
 """
 
 import contextlib
@@ -9,6 +11,8 @@ import os
 
 import pytest
 import torch
+
+from . import machine
 
 
 @pytest.fixture(params=[1, None], ids=["one-thread", "all-threads"])
@@ -29,11 +33,14 @@ def device():
 
 @pytest.fixture
 def measure(benchmark, threads, device):
-    """measure(group, provider, function): times function() after a warm-up, on a GPU with its synchronisation."""
+    """measure(group, provider, function): times function() after a warm-up, on a GPU with its synchronisation.
 
-    def run(group, provider, function):
+    moved: bytes, of a case that is about memory; flops: of one that is about arithmetic.
+    """
+
+    def run(group, provider, function, moved=None, flops=None):
         benchmark.group = f"{group}, {threads} thread{'s' if threads > 1 else ''}"
-        benchmark.extra_info.update(provider=provider, case=group, threads=threads)
+        benchmark.extra_info.update(provider=provider, case=group, threads=threads, moved=moved, flops=flops)
         function()
 
         def synchronised():
@@ -60,6 +67,9 @@ def pinned(threads):
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["torch"] = torch.__version__
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if config.getoption("benchmark_json") and not machine_info["gpu"]:
+        counts = {1, len(os.sched_getaffinity(0))}
+        machine_info["peaks"] = {str(threads): machine.peaks(threads) for threads in counts}
 
 
 def provided(provider, eager):

@@ -34,4 +34,5 @@ def test_forward(measure, device, provider, kind, dtype, shape, O):  # noqa: E74
     function = (lambda: ops.conv3x3(x, weight, bias, **norm)) if provider == "fastdiff" else provided(provider, eager)
     with torch.no_grad():
         torch.testing.assert_close(function(), eager(), rtol=0.05, atol=0.05 if dtype is torch.bfloat16 else 1e-4)
-        measure(f"{kind} {list(shape)} {str(dtype).removeprefix('torch.')} to {O}", provider, function)
+        flops = 2 * 9 * x.numel() * O
+        measure(f"{kind} {list(shape)} {str(dtype).removeprefix('torch.')} to {O}", provider, function, flops=flops)

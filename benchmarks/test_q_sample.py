@@ -6,6 +6,7 @@ import torch
 from fastdiff import GaussianProcess, ops, schedules
 from fastdiff.ops import rng
 
+from . import ledger
 from .conftest import provided
 
 SHAPES = [(64, 3, 32, 32), (1, 3, 2, 2)]
@@ -29,4 +30,5 @@ def test_q_sample(measure, device, provider, source, shape):
     key, ids = rng.make_rng(0, 0, device), torch.arange(shape[0], device=device)
     fused = lambda: ops.q_sample(x_start, t, alpha, sigma, rng=key, sample_ids=ids)  # noqa: E731
     function = fused if provider == "fastdiff" else provided(provider, eager)
-    measure(f"q_sample {list(shape)} {source}", provider, function)
+    moved = sum(ledger.q_sample(shape, x_start.element_size(), 4).values())
+    measure(f"q_sample {list(shape)} {source}", provider, function, moved)

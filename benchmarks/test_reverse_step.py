@@ -7,6 +7,7 @@ from fastdiff import GaussianProcess, ops, schedules
 from fastdiff.ops import rng
 from fastdiff.samplers.ddpm import ddpm
 
+from . import ledger
 from .conftest import provided
 
 SHAPES = [(64, 3, 32, 32), (8, 4, 64, 64), (1, 3, 2, 2)]
@@ -51,5 +52,7 @@ def test_reverse_step(measure, device, provider, shape):
         step = fastdiff_step(process, t, shape, device)
     else:
         step = provided(provider, eager_step(process, t))
+    terms = dict.fromkeys(("p_x", "p_m", "c_x", "c_0", "std"), 1)
+    moved = sum(ledger.reverse_step(shape, terms, 4, 4, drawn=True).values())
     with torch.no_grad():
-        measure(f"reverse_step {list(shape)} float32", provider, lambda: step(x, eps))
+        measure(f"reverse_step {list(shape)} float32", provider, lambda: step(x, eps), moved)

@@ -2,8 +2,9 @@
 weights.
 
 `eager` is our network by torch's own convolutions, `compiled` that through torch.compile, `freezing` with inductor's
-constant folding too, `diffusers` its UNet2DModel, in the quicker of its memory formats. The id `heavy` keeps a case out
-of a quick look: -k "not heavy".
+constant folding too, `diffusers` its UNet2DModel in either memory format, `openai style` the network in plain torch as
+OpenAI's code has it: NCHW, one operation after the other, attention as two products. denoising-diffusion-pytorch has
+an architecture of its own, which ours takes the weights of. The id `heavy` keeps a case out of a quick look.
 """
 
 import copy
@@ -11,10 +12,11 @@ import copy
 import pytest
 import torch
 
-from fastdiff import UNet, ops
-from fastdiff.models import save_unet
+from fastdiff import UNet, load_unet, ops
+from fastdiff.models import save_unet, summary
+from tests.models import plain
 
-PROVIDERS = ["eager", "compiled", "freezing", "diffusers", "diffusers channels_last", "fastdiff"]
+PROVIDERS = ["eager", "compiled", "freezing", "openai style", "diffusers", "diffusers channels_last", "fastdiff"]
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the output's maximum
 
 
@@ -60,6 +62,9 @@ def provided(provider, weights, x, t):
         last = provider.endswith("channels_last")
         return diffusers(folder, x, torch.channels_last if last else torch.contiguous_format)
     net = copy.deepcopy(net).to(x.device, x.dtype)
+    if provider == "openai style":
+        named = net.state_dict()
+        return lambda x, t: plain.unet(net.config, named, x, t)
     if provider == "fastdiff":
         return net
     if provider == "eager":
@@ -80,4 +85,18 @@ def test_forward(measure, device, weights, provider, dtype, B):
         error = (function(x.to(dtype), t).float() - expected).abs().max()
         assert error < TOLERANCES[dtype] * expected.abs().max()
         case = f"U-Net forward {list(x.shape)} {str(dtype).removeprefix('torch.')}"
-        measure(case, provider, lambda: function(x.to(dtype), t))
+        measure(case, provider, lambda: function(x.to(dtype), t), flops=summary(weights[0], x.shape).flops)
+
+
+@pytest.mark.parametrize("B", [1, 8], ids=["heavy-batch1", "heavy-batch8"])
+@pytest.mark.parametrize("provider", ["lucidrains", "fastdiff"])
+def test_lucidrains(measure, device, provider, B):
+    torch.manual_seed(0)
+    theirs = pytest.importorskip("denoising_diffusion_pytorch").Unet(64, flash_attn=False).eval().to(device)
+    ours = load_unet(theirs.state_dict(), config=dict(image_size=32), device=device)
+    x, t = torch.randn(B, 3, 32, 32, device=device), torch.randint(1000, (B,), device=device)
+    with torch.no_grad():
+        expected = theirs(x, t)
+        assert (ours(x, t) - expected).abs().max() < TOLERANCES[torch.float32] * expected.abs().max()
+        model = ours if provider == "fastdiff" else theirs
+        measure(f"lucidrains' U-Net forward {list(x.shape)} float32", provider, lambda: model(x, t))

@@ -62,9 +62,9 @@ def main(arguments, root, ratios):
     old = ratios.read(arguments.compare)[0] if arguments.compare else None  # read first: it may be overwritten
     run(root, output, arguments.select)
     cases, machine = ratios.read(output)
-    table = ratios.table(cases, machine)
-    print(table)
-    output.with_suffix(".md").write_text(table + "\n")
+    tables = ratios.tables(output)
+    print(tables)
+    output.with_suffix(".md").write_text(tables + "\n")
     chart(cases, machine, output.with_suffix(".png"))
     if old is None:
         return 0

@@ -64,9 +64,9 @@ def report(monkeypatch, tmp_path):
 
     def write(name, fastdiff):
         times = {"eager": 2.0, "fastdiff": fastdiff}
-        info = {"case": "op [4, 5] float32", "threads": 1}
+        info = {"case": "op [256, 64] float32", "threads": 1, "moved": 10**9, "flops": None}
         entries = [{"extra_info": info | {"provider": p}, "stats": {"median": t}} for p, t in times.items()]
-        machine = {"gpu": "a card", "torch": "2", "python_version": "3"}
+        machine = {"gpu": "a card", "torch": "2", "python_version": "3", "peaks": {"1": {"copy_gbps": 4.0}}}
         path = tmp_path / name
         path.write_text(json.dumps({"benchmarks": entries, "machine_info": machine}))
         return str(path)
@@ -82,8 +82,10 @@ def timed(tmp_path, *options):
 def test_a_run_leaves_a_table_and_a_chart(report, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert timed(tmp_path) == 0
-    assert "| op [4, 5] float32 | 1 | 1000000.0 | 2.00 |" in capsys.readouterr().out
-    assert "| 2.00 |" in (tmp_path / "new.md").read_text()
+    assert "| op [256, 64] float32 | 1 | 1000000.0 | 2.00 |" in capsys.readouterr().out
+    written = (tmp_path / "new.md").read_text()
+    assert "| 2.00 |" in written
+    assert "| op [256, 64] float32 | 1 | 1.0 GB/s | 25% of a copy |" in written
     assert (tmp_path / "new.png").read_bytes().startswith(b"\x89PNG")
 
 
