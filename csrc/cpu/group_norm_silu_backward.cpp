@@ -27,7 +27,7 @@ template <class T, Form kForm, int N>
 FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> slope,
                                     PackOf<T, N> shift, bool silu) {
   const PackOf<T, N> d = x - center;
-  if (kForm == kIdentity || !silu) return {d, grad_y};
+  if (kForm == kIdentity || (kForm == kAny && !silu)) return {d, grad_y};
   const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid<6>(h);
   return {d, grad_y * gate * madd(h, one - gate, one)};
 }
