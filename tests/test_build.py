@@ -34,6 +34,7 @@ STUBS = {
     "fastdiff/__init__.py": '__version__ = "0.1.0"',
     "csrc/params.h": "#define ANSWER 42",
     "csrc/cpu/op.cpp": '#include "../params.h"\nnamespace FD_LEVEL { int op() { return ANSWER; } }',
+    "csrc/cpu/group_norm_silu.cpp": "namespace FD_LEVEL { int norm() { return 1; } }",
     "csrc/cpu/parallel.cpp": "int parallel() { return 1; }",
     "csrc/cpu/dispatch.cpp": "namespace baseline { int op(); }\nint dispatch() { return baseline::op(); }",
     "csrc/bindings.cpp": """
@@ -237,6 +238,12 @@ def test_cxx_may_have_arguments(build, tmp_path):
     assert cxx.machine == "x86_64" and cxx.command == f"'{compiler}' g++"
 
 
+def test_longest_source_is_compiled_first(build, tmp_path):
+    write(tmp_path, {"csrc/cpu/a.cpp": "1", "csrc/cpu/b.cpp": "22", "csrc/cpu/c.cpp": "1"})
+    cxx = build.Cxx(command="c++", version="", machine="x86_64", openmp=True)
+    assert [path.stem for path in build.NinjaFile(tmp_path, cxx, None)._sources("cpu/*.cpp")] == ["b", "a", "c"]
+
+
 def test_no_compiler(build):
     with pytest.raises(build.Missing, match=r"no C\+\+ compiler: CXX is not set, and PATH has no"):
         build.find_cxx({"PATH": ""})
@@ -250,10 +257,16 @@ def test_wrong_compiler_is_an_error(build):
 # Builds of the stub tree
 
 
+def at_levels(op, levels):
+    """Objects; avx512bf16 has some ops alone."""
+    return {f"cpu/{level}/{op}" for level in levels if level != "avx512bf16" or op == "group_norm_silu"}
+
+
 @needs_build_tools
 def test_first_build_makes_everything_once(built):
     levels = built.record["simd_levels"]
-    assert built.first == {"bindings", "_C", "cpu/dispatch", "cpu/parallel", *(f"cpu/{level}/op" for level in levels)}
+    once = {"bindings", "_C", "cpu/dispatch", "cpu/parallel"}
+    assert built.first == {*once, *at_levels("op", levels), *at_levels("group_norm_silu", levels)}
     assert built.record["version"] == "0.1.0"
     assert built.record["reasons"]["cuda"] == "built with FASTDIFF_CUDA=0"
 
@@ -273,7 +286,7 @@ def test_another_path_of_pybind11_compiles_nothing(built, tmp_path):
 @needs_build_tools
 def test_only_what_changed_is_compiled(tree):
     tree.build()
-    levels = {f"cpu/{level}/op" for level in tree.record["simd_levels"]}
+    levels = at_levels("op", tree.record["simd_levels"])
     tree.touch("csrc/cpu/parallel.cpp")
     assert tree.build() == {"cpu/parallel", "_C"}
     tree.touch("csrc/params.h")

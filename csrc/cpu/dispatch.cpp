@@ -6,9 +6,10 @@
 namespace fastdiff {
 namespace {
 
-#define FD_TABLE(level)                                                                     \
-  {#level, level::normal, level::q_sample, level::reverse_step, level::group_norm_silu,     \
-   level::group_norm_silu_backward,                                                         \
+// Of `name` are those functions that the level compiles itself, whatever it is; the others may be a narrower level's.
+#define FD_TABLE(name, level)                                                               \
+  {#name, level::normal, level::q_sample, level::reverse_step, name::group_norm_silu,       \
+   name::group_norm_silu_backward,                                                          \
    level::diffusion_loss, level::diffusion_loss_backward,                                   \
    level::vlb_terms, level::vlb_terms_backward, level::conv3x3, level::conv3x3_pack,    \
    level::rms_norm_silu, level::rms_norm_silu_backward}
@@ -16,11 +17,11 @@ namespace {
 // Widest first.
 const Kernels kTables[] = {
 #ifdef FD_X86
-    FD_TABLE(avx512bf16),
-    FD_TABLE(avx512),
-    FD_TABLE(avx2),
+    FD_TABLE(avx512bf16, avx512),
+    FD_TABLE(avx512, avx512),
+    FD_TABLE(avx2, avx2),
 #endif
-    FD_TABLE(baseline),
+    FD_TABLE(baseline, baseline),
 };
 
 bool runs_here(const char* level) {

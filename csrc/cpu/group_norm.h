@@ -9,6 +9,7 @@
 #include "simd.h"
 
 #define FD_INLINE __attribute__((always_inline))   // for lambdas and members that pass vectors
+#define FD_SHARED_CODE __attribute__((noinline))   // where a copy for each caller would be compiled and not felt
 
 namespace fastdiff {
 namespace FD_LEVEL {
@@ -255,50 +256,53 @@ constexpr int kChannels = 512;
 template <class S> struct Stats { S mean, low, rstd; };
 
 // One value per channel; vectors may be stored over the end.
-template <class T> struct Channels {
-  Scalar<T> v[kChannels + kStep<T>];
+template <class S> struct ChannelsOf {
+  S v[kChannels + kStep<S>];
 };
+template <class T> using Channels = ChannelsOf<Scalar<T>>;
 
 // With n = (x - center) * rstd + offset the output is act(n * gain + shift).
-template <class T> struct Terms { Channels<T> center, rstd, offset, gain, shift; };
+template <class S> struct Terms { ChannelsOf<S> center, rstd, offset, gain, shift; };
+
+// Up to a vector's elements; lanes past them are 0.
+template <class T> FD_SIMD Vector<T> load_lanes(const T* p, int n) {
+  if constexpr (kLanes<T> == 1) return load(p);
+  else return n == kLanes<T> ? load(p) : load_first(p, n);
+}
+
+template <class T> FD_SIMD void store_lanes(T* p, Vector<T> v, int n) {
+  if constexpr (kLanes<T> == 1) store(p, v);
+  else n == kLanes<T> ? store(p, v) : store_first(p, v, n);
+}
 
 // n <= kLanes values from index i on of an array of any dtype.
 template <class S> struct Any;
 
 template <> struct Any<float> {
-  template <class T> static vfloat load_some(const void* base, int64_t i, int n) {
-    const T* p = static_cast<const T*>(base) + i;
-    return n == kWidth ? load(p) : load_first(p, n);
-  }
-  static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
-    if (dtype == kF32) return load_some<float>(base, i, n);
-    if (dtype == kBF16) return load_some<bfloat16_t>(base, i, n);
-    if (dtype == kF16) return load_some<half_t>(base, i, n);
+  FD_SHARED_CODE static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
+    if (dtype == kF32) return load_lanes(static_cast<const float*>(base) + i, n);
+    if (dtype == kBF16) return load_lanes(static_cast<const bfloat16_t*>(base) + i, n);
+    if (dtype == kF16) return load_lanes(static_cast<const half_t*>(base) + i, n);
     float lane[kWidth] = {};
     for (int k = 0; k < n; ++k) lane[k] = float(static_cast<const double*>(base)[i + k]);
     return load(lane);
   }
-  template <class T> static void store_some(void* base, int64_t i, int n, vfloat v) {
-    T* p = static_cast<T*>(base) + i;
-    if (n == kWidth) return store(p, v);
-    store_first(p, v, n);
-  }
-  static void set(void* base, int32_t dtype, int64_t i, int n, vfloat v) {
-    if (dtype == kF32) return store_some<float>(base, i, n, v);
-    if (dtype == kBF16) return store_some<bfloat16_t>(base, i, n, v);
-    if (dtype == kF16) return store_some<half_t>(base, i, n, v);
+  FD_SHARED_CODE static void set(void* base, int32_t dtype, int64_t i, int n, vfloat v) {
+    if (dtype == kF32) return store_lanes(static_cast<float*>(base) + i, v, n);
+    if (dtype == kBF16) return store_lanes(static_cast<bfloat16_t*>(base) + i, v, n);
+    if (dtype == kF16) return store_lanes(static_cast<half_t*>(base) + i, v, n);
     for (int k = 0; k < n; ++k) static_cast<double*>(base)[i + k] = v[k];
   }
 };
 
 template <> struct Any<double> {
-  static double get(const void* base, int32_t dtype, int64_t i, int) {
+  FD_SHARED_CODE static double get(const void* base, int32_t dtype, int64_t i, int) {
     if (dtype == kF32) return static_cast<const float*>(base)[i];
     if (dtype == kBF16) return to_float(static_cast<const bfloat16_t*>(base)[i]);
     if (dtype == kF16) return to_float(static_cast<const half_t*>(base)[i]);
     return static_cast<const double*>(base)[i];
   }
-  static void set(void* base, int32_t dtype, int64_t i, int, double v) {
+  FD_SHARED_CODE static void set(void* base, int32_t dtype, int64_t i, int, double v) {
     if (dtype == kF32) static_cast<float*>(base)[i] = float(v);
     else if (dtype == kBF16) static_cast<bfloat16_t*>(base)[i] = to_bfloat16(float(v));
     else if (dtype == kF16) static_cast<half_t*>(base)[i] = to_half(float(v));
@@ -368,9 +372,9 @@ FD_SIMD int useful_threads(int64_t elements, int num_threads) {
   return most < 1 ? 1 : most < num_threads ? int(most) : num_threads;
 }
 
-// The extents of a tensor in groups, and how they are cut, for either pass. A unit of work is `batch` groups of a sample, a
-// block at most `most` channels of it: all of them, or a part of one large group.
-template <class T, class Params> struct Geometry {
+// The extents of a tensor in groups, and how they are cut, for either pass; S is what is computed in. A unit of work is
+// `batch` groups of a sample, a block at most `most` channels of it: all of them, or a part of one large group.
+template <class S, class Params> struct Extents {
   static constexpr int64_t kRunsUnit = 8192, kColumnsUnit = 16384;   // elements of a unit of smaller groups, of a block
   static constexpr int64_t kPanel = 128;   // columns that end the search for groups that fill whole steps
 
@@ -380,8 +384,8 @@ template <class T, class Params> struct Geometry {
   int64_t rows, repeat;    // columns: memory is [B, rows, C * repeat]
   int64_t batch, most;
 
-  explicit Geometry(const Params& params) : p(params), D(p.C / p.G), N(D * p.S) {
-    by_columns = p.layout == kChannelsLast || p.S < kLanes<T>;
+  explicit Extents(const Params& params) : p(params), D(p.C / p.G), N(D * p.S) {
+    by_columns = p.layout == kChannelsLast || p.S < kLanes<S>;
     rows = p.layout == kChannelsLast ? p.S : 1;
     repeat = p.layout == kChannelsLast ? 1 : p.S;
     const int64_t held = kChannels / (by_columns ? repeat : 1), unit = by_columns ? kColumnsUnit : kRunsUnit;
@@ -395,7 +399,7 @@ template <class T, class Params> struct Geometry {
   // Groups that fill whole steps of columns, if few do.
   int64_t panel_groups() const {
     int64_t groups = 1;
-    while (groups * D * repeat % kStep<T> && groups * D * repeat < kPanel) ++groups;
+    while (groups * D * repeat % kStep<S> && groups * D * repeat < kPanel) ++groups;
     return groups;
   }
 
@@ -417,9 +421,6 @@ template <class T, class Params> struct Geometry {
     });
   }
 
-  const T* sample(const void* base, int64_t b) const { return static_cast<const T*>(base) + b * p.C * p.S; }
-  T* sample(void* base, int64_t b) const { return static_cast<T*>(base) + b * p.C * p.S; }
-
   // body(c0, c1) over [begin, end) in blocks of at most `most` channels: whole groups, or a part of one. begin starts a group.
   template <class Body> void each_block(int64_t begin, int64_t end, int64_t most, const Body& body) const {
     for (int64_t c = begin; c < end;) {
@@ -440,20 +441,20 @@ template <class T, class Params> struct Geometry {
     }
   }
 
-  Vector<T> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
-    return Any<Scalar<T>>::get(base, dtype, i, lanes);
+  Vector<S> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
+    return Any<S>::get(base, dtype, i, lanes);
   }
 
   // Terms of channels [c0, c1) of sample b; stats are those of c0's group and the following.
-  void terms(int64_t b, int64_t c0, int64_t c1, const Stats<Scalar<T>>* stats, Terms<T>& t) const {
-    typedef Vector<T> V;
+  FD_SHARED_CODE void terms(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats, Terms<S>& t) const {
+    typedef Vector<S> V;
     each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) FD_INLINE {
-      const Stats<Scalar<T>>& s = stats[g - c0 / D];
+      const Stats<S>& s = stats[g - c0 / D];
       fill(t.center.v + i0, i1 - i0, s.mean);
       fill(t.offset.v + i0, i1 - i0, s.low);
       fill(t.rstd.v + i0, i1 - i0, s.rstd);
     });
-    each_vector<T>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
+    each_vector<S>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
       V low = load(t.offset.v + i);
       if (p.add) {
         const V center = load(t.center.v + i), add = get(p.add, p.add_dtype, b * p.add_stride + c0 + i, lanes);
@@ -461,8 +462,8 @@ template <class T, class Params> struct Geometry {
         store(t.center.v + i, center - add);
       }
       store(t.offset.v + i, -low * load(t.rstd.v + i));
-      V gain = p.weight ? get(p.weight, p.weight_dtype, c0 + i, lanes) : broadcast(Scalar<T>(1));
-      V shift = p.bias ? get(p.bias, p.weight_dtype, c0 + i, lanes) : broadcast(Scalar<T>(0));
+      V gain = p.weight ? get(p.weight, p.weight_dtype, c0 + i, lanes) : broadcast(S(1));
+      V shift = p.bias ? get(p.bias, p.weight_dtype, c0 + i, lanes) : broadcast(S(0));
       if (p.scale) {
         const V scale = 1 + get(p.scale, p.scale_dtype, b * p.scale_stride + c0 + i, lanes);
         gain *= scale, shift *= scale;
@@ -473,9 +474,18 @@ template <class T, class Params> struct Geometry {
       store(t.shift.v + i, plain(shift));
     });
   }
+};
+
+// The same, Base, with elements of T.
+template <class T, class Base> struct Geometry : Base {
+  using Base::p; using Base::repeat;
+  using Base::Base;
+
+  const T* sample(const void* base, int64_t b) const { return static_cast<const T*>(base) + b * p.C * p.S; }
+  T* sample(void* base, int64_t b) const { return static_cast<T*>(base) + b * p.C * p.S; }
 
   // Per-channel values repeated for each column, in place: in load_pack's order, the end's after the whole steps'.
-  void spread(Channels<T>& values, int64_t channels) const {
+  FD_SHARED_CODE void spread(Channels<T>& values, int64_t channels) const {
     if (repeat == 1 && channels % kStep<T> == 0 && kInOrder<T>) return;
     Scalar<T> padded[kStep<T> + kChannels + kStep<T>] = {};
     Scalar<T>* const column = padded + kStep<T>;

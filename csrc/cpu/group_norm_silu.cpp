@@ -31,13 +31,27 @@ FD_SIMD double as_stored(double v, double) { return v; }
 
 struct Totals { double sum, squares; };   // of x + add - pivot
 
-// kEpilogue: there is dropout or a residual.
-template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, GroupNormSiluParams> {
-  typedef Geometry<T, GroupNormSiluParams> Base;
+template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSiluParams>> {
+  typedef Geometry<T, Extents<Scalar<T>, GroupNormSiluParams>> Base;
   typedef Scalar<T> S;
+  // Writes channels [c0, c1), at most kChannels; stats from the group of c0 on. Which one it is does not matter to the rest.
+  typedef void (Forward::*Apply)(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const;
   using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
 
-  explicit Forward(const GroupNormSiluParams& params) : Base(params) {}
+  const Apply apply;
+
+  explicit Forward(const GroupNormSiluParams& params) : Base(params), apply(choose()) {}
+
+  Apply choose() const {
+    const bool last = this->by_columns;
+    if constexpr (sizeof(S) == sizeof(float)) {   // float64 is not worth code of its own
+      if (!p.residual && !p.drop.rng) {
+        if (p.silu) return last ? &Forward::template apply_columns<true> : &Forward::template apply_runs<true>;
+        return last ? &Forward::template apply_columns<false> : &Forward::template apply_runs<false>;
+      }
+    }
+    return last ? &Forward::finish_columns : &Forward::finish_runs;
+  }
 
   S add_of(int64_t b, int64_t c) const {
     return p.add ? first_lane(this->get(p.add, p.add_dtype, b * p.add_stride + c, 1)) : S(0);
@@ -56,9 +70,10 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
   }
 
   // h, or k h, is (x - center) * scale + shift: terms folded into center, rstd (the scale) and shift.
-  void fold(Terms<T>& t, int64_t channels) const {
-    const Vector<T> factor = broadcast(kSilu ? kFactor<Vector<T>> : 1);
-    each_vector<T>(channels, [&](int64_t i, int) FD_INLINE {
+  void folded_terms(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats, Terms<S>& t) const {
+    const Vector<T> factor = broadcast(p.silu ? S(kFactor<Vector<T>>) : S(1));
+    this->terms(b, c0, c1, stats, t);
+    each_vector<T>(c1 - c0, [&](int64_t i, int) FD_INLINE {
       const Vector<T> gain = load(t.gain.v + i);
       store(t.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)) * factor);
       store(t.rstd.v + i, load(t.rstd.v + i) * gain * factor);
@@ -129,35 +144,49 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
     return finish(b, g, pivot, total);
   }
 
-  // Of what lies in a run as x does; kept and residual begin where it does.
-  template <class Place, class P>
-  FD_INLINE P finish(Place at, P v, const Mask<T>& mask, const T* kept, const T* residual) const {
-    if (p.drop.rng) v = mask.apply(v, at.load(kept));
-    return p.residual ? v + at.load(residual) : v;
-  }
-
-  // Channels [c0, c1), at most kChannels; stats from the group of c0 on.
-  void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
-    Terms<T> t;
-    this->terms(b, c0, c1, stats, t);
-    fold(t, c1 - c0);
-    const Mask<T> mask(p.drop, b, p.S);
-    const int64_t piece = kEpilogue ? kMaskRun : p.S;
-    T kept[kEpilogue ? kMaskRun : 1];
+  // Channels of runs.
+  template <bool kSilu> void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<S> t;
+    folded_terms(b, c0, c1, stats, t);
     for (int64_t c = c0; c < c1; ++c) {
       const T* x = this->sample(p.x, b) + c * p.S;
       T* y = this->sample(p.y, b) + c * p.S;
       const S center = t.center.v[c - c0], scale = t.rstd.v[c - c0], shift = t.shift.v[c - c0];
-      const T* residual = kEpilogue && p.residual ? this->sample(p.residual, b) + c * p.S : nullptr;
-      for (int64_t begin = 0; begin < p.S; begin += piece) {
-        const int64_t length = p.S - begin < piece ? p.S - begin : piece;
-        if (kEpilogue) mask.run(c, begin, length, kept);
+      sweep_run<T, 4>(p.S, [&](auto at) FD_INLINE {
+        constexpr int n = decltype(at)::kPack;
+        const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
+        at.store(y, activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
+      });
+    }
+  }
+
+  // The activation and what follows, of what lies in a run as x does; kept and residual begin where it does.
+  template <class Place, class P>
+  FD_INLINE P finish(Place at, P h, const Mask<T>& mask, const T* kept, const T* residual) const {
+    P v = p.silu ? activate<T, true>(h) : h;
+    if (p.drop.rng) v = mask.apply(v, at.load(kept));
+    return p.residual ? v + at.load(residual) : v;
+  }
+
+  // The same with dropout or a residual, a piece of a run at a time.
+  void finish_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<S> t;
+    folded_terms(b, c0, c1, stats, t);
+    const Mask<T> mask(p.drop, b, p.S);
+    T kept[kMaskRun];
+    for (int64_t c = c0; c < c1; ++c) {
+      const T* x = this->sample(p.x, b) + c * p.S;
+      T* y = this->sample(p.y, b) + c * p.S;
+      const T* residual = p.residual ? this->sample(p.residual, b) + c * p.S : nullptr;
+      const S center = t.center.v[c - c0], scale = t.rstd.v[c - c0], shift = t.shift.v[c - c0];
+      for (int64_t begin = 0; begin < p.S; begin += kMaskRun) {
+        const int64_t length = p.S - begin < kMaskRun ? p.S - begin : kMaskRun;
+        mask.run(c, begin, length, kept);
         sweep_run<T, 4>(length, [&](auto at) FD_INLINE {
           constexpr int n = decltype(at)::kPack;
           const PackOf<T, n> d = at.load(x + begin) - broadcast_pack<n>(center);
-          PackOf<T, n> v = activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift)));
-          if constexpr (kEpilogue) v = finish(at, v, mask, kept, residual + begin);
-          at.store(y + begin, v);
+          const PackOf<T, n> h = madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift));
+          at.store(y + begin, finish(at, h, mask, kept, residual + begin));
         });
       }
     }
@@ -175,7 +204,7 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
         Stats<S> stats[kGroups];
         for (int64_t g = g0; g < g1; ++g) stats[g - g0] = group_stats(b, g, 1, mine);
         this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
-          apply_runs(b, c0, c1, stats + (c0 / D - g0));
+          (this->*apply)(b, c0, c1, stats + (c0 / D - g0));
         });
       });
     for (int64_t u = 0; u < p.B * p.G; ++u) {
@@ -183,7 +212,7 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
       const Stats<S> stats = group_stats(b, g, threads, partial.data);
       parallel_for((D + step - 1) / step, threads, [&](int64_t i) {
         const int64_t c0 = g * D + i * step, c1 = c0 + step < (g + 1) * D ? c0 + step : (g + 1) * D;
-        apply_runs(b, c0, c1, &stats);
+        (this->*apply)(b, c0, c1, &stats);
       });
     }
   }
@@ -263,15 +292,18 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
     reduce(squares, c0, c1, [&](int64_t g, S sum) { total[g - g0].squares = sum; });
   }
 
-  void apply_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
-    Terms<T> t;
-    this->terms(b, c0, c1, stats, t);
-    fold(t, c1 - c0);
+  // The terms of columns.
+  void column_terms(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats, Terms<S>& t) const {
+    folded_terms(b, c0, c1, stats, t);
     Channels<T>* const all[] = {&t.center, &t.rstd, &t.shift};
     for (Channels<T>* values : all) this->spread(*values, c1 - c0);
+  }
+
+  template <bool kSilu> void apply_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<S> t;
+    column_terms(b, c0, c1, stats, t);
     const T* x = this->sample(p.x, b) + c0 * repeat;
     T* y = this->sample(p.y, b) + c0 * repeat;
-    if constexpr (kEpilogue) return finish_columns(b, c0, c1, t, x, y);
     sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
       const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
       for (int64_t row = 0; row < rows; ++row)
@@ -280,9 +312,12 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
   }
 
   // The same with dropout or a residual, some rows at a time.
-  void finish_columns(int64_t b, int64_t c0, int64_t c1, const Terms<T>& t, const T* x, T* y) const {
+  void finish_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+    Terms<S> t;
+    column_terms(b, c0, c1, stats, t);
     const int64_t columns = (c1 - c0) * repeat, width = this->width();
-    const T* residual = p.residual ? this->sample(p.residual, b) + c0 * repeat : nullptr;
+    const T *x = this->sample(p.x, b) + c0 * repeat, *residual = p.residual ? this->sample(p.residual, b) + c0 * repeat : nullptr;
+    T* y = this->sample(p.y, b) + c0 * repeat;
     const Mask<T> mask(p.drop, b, p.S);
     Scratch<T> kept(p.drop.rng ? columns * (rows < kMaskRows ? rows : kMaskRows) : 0);
     for (int64_t begin = 0; begin < rows; begin += kMaskRows) {
@@ -291,8 +326,8 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
       sweep<T, 2>(columns, [&](auto at) FD_INLINE {
         const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
         for (int64_t row = begin; row < end; ++row) {
-          const PackOf<T, 2> v = activate<T, kSilu>(madd(at.load(x + row * width) - center, slope, shift));
-          at.store(y + row * width, finish(at, v, mask, kept.data + (row - begin) * columns, residual + row * width));
+          const PackOf<T, 2> h = madd(at.load(x + row * width) - center, slope, shift);
+          at.store(y + row * width, finish(at, h, mask, kept.data + (row - begin) * columns, residual + row * width));
         }
       });
     }
@@ -326,7 +361,7 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
         total.sum += totals.data[i * groups + g].sum, total.squares += totals.data[i * groups + g].squares;
       stats.data[g] = finish(b, g0 + g, pivot.data[g], total);
     }
-    each_block([&](int64_t, int64_t c0, int64_t c1) { apply_columns(b, c0, c1, stats.data + (c0 / D - g0)); });
+    each_block([&](int64_t, int64_t c0, int64_t c1) { (this->*apply)(b, c0, c1, stats.data + (c0 / D - g0)); });
   }
 
   void columns(int threads) const {
@@ -339,20 +374,23 @@ template <class T, bool kSilu, bool kEpilogue> struct Forward : Geometry<T, Grou
   }
 };
 
-template <class T> void forward(const GroupNormSiluParams& p) {
-  if (p.residual || p.drop.rng) p.silu ? Forward<T, true, true>(p).run() : Forward<T, false, true>(p).run();
-  else p.silu ? Forward<T, true, false>(p).run() : Forward<T, false, false>(p).run();
-}
-
 }  // namespace
 
 Status group_norm_silu(const GroupNormSiluParams& p) {
   if (p.B == 0 || p.C == 0 || p.S == 0) return {};
   switch (p.dtype) {
-    case kF32: forward<float>(p); return {};
-    case kF16: forward<half_t>(p); return {};
-    case kBF16: forward<bfloat16_t>(p); return {};
-    case kF64: forward<double>(p); return {};
+    case kBF16: Forward<bfloat16_t>(p).run(); return {};
+#if defined(__AVX512BF16__)
+    default: return avx512::group_norm_silu(p);
+#else
+    case kF32: Forward<float>(p).run(); return {};
+    case kF16: Forward<half_t>(p).run(); return {};
+#if defined(__AVX512F__)
+    case kF64: return avx2::group_norm_silu(p);
+#else
+    case kF64: Forward<double>(p).run(); return {};
+#endif
+#endif
   }
   return {kUnsupported, 0, p.dtype};
 }

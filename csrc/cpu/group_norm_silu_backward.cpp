@@ -19,15 +19,112 @@ enum Plane { kP, kQ, kR, kGain, kOffset, kPlanes };   // of the workspace, [B, k
 // n = d rstd + offset with d = x - center, so that the sums over n follow from those over d.
 template <class T, int N> struct Element { PackOf<T, N> d, dh; };
 
+// What follows the norm, known to the compiler where that is worth code of its own: kAny is all of it, and float64.
+enum Form { kIdentity, kSilu, kAny };
+
 // h = d slope + shift.
-template <class T, bool kSilu, int N>
+template <class T, Form kForm, int N>
 FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> slope,
-                                    PackOf<T, N> shift) {
+                                    PackOf<T, N> shift, bool silu) {
   const PackOf<T, N> d = x - center;
-  if (!kSilu) return {d, grad_y};
+  if (kForm == kIdentity || (kForm == kAny && !silu)) return {d, grad_y};
   const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid<6>(h);
   return {d, grad_y * gate * madd(h, one - gate, one)};
 }
+
+// The planes of the workspace and what is made of them, alike for every dtype that is computed in S.
+template <class S> struct Gradients : Extents<S, GroupNormSiluBackwardParams> {
+  typedef Extents<S, GroupNormSiluBackwardParams> Base;
+  typedef Vector<S> V;
+  using Base::Base; using Base::p; using Base::D; using Base::N;
+
+  // P and Q; R is for grad_add alone.
+  int sums() const { return p.grad_add ? 3 : 2; }
+
+  S* plane(int64_t b, int plane) const { return static_cast<S*>(p.workspace) + (b * kPlanes + plane) * p.C; }
+
+  V at(int64_t b, int plane, int64_t c, int lanes) const { return load_lanes(this->plane(b, plane) + c, lanes); }
+  void set(int64_t b, int plane, int64_t c, int lanes, V v) const { store_lanes(this->plane(b, plane) + c, v, lanes); }
+
+  // Sums over d to sums over n: Q = sum dh d rstd + P offset, R = sum d rstd + S offset.
+  void finish(int64_t b, int64_t c0, int64_t c1) const {
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      const V rstd = broadcast(static_cast<const S*>(p.rstd)[b * p.G + g]), size = broadcast(S(p.S));
+      each_vector<S>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
+        const int64_t c = c0 + i0 + i;
+        const V offset = at(b, kOffset, c, lanes);
+        set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
+        if (p.grad_add) set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
+      });
+    });
+  }
+
+  // A / N and B / N of the unit's groups.
+  void group_means(int64_t b, int64_t g0, int64_t g1, S* means) const {
+    ChannelsOf<S> P, Q;
+    double A = 0, B = 0;
+    this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
+      each_vector<S>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
+        const V gain = at(b, kGain, c0 + i, lanes);
+        store(P.v + i, gain * at(b, kP, c0 + i, lanes)), store(Q.v + i, gain * at(b, kQ, c0 + i, lanes));
+      });
+      this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+        A += sum_of(P.v + i0, i1 - i0), B += sum_of(Q.v + i0, i1 - i0);
+        if (c0 + i1 < (g + 1) * D) return;
+        means[2 * (g - g0)] = S(A / double(N)), means[2 * (g - g0) + 1] = S(B / double(N));
+        A = B = 0;
+      });
+    });
+  }
+
+  // ---- Gradients of [C] and [B, C] ----
+
+  void put(void* base, int32_t dtype, int64_t i, int lanes, V v) const { Any<S>::set(base, dtype, i, lanes, v); }
+
+  // rstd (gain P - S A / N - R B / N).
+  void set_grad_add(int64_t b, int64_t g0, int64_t g1, const S* means) const {
+    for (int64_t g = g0; g < g1; ++g) {
+      const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g];
+      const V level = broadcast(-S(p.S) * means[2 * (g - g0)]), tilt = broadcast(-means[2 * (g - g0) + 1]);
+      each_vector<S>(D, [&](int64_t i, int lanes) FD_INLINE {
+        const int64_t c = g * D + i;
+        const V rest = madd(at(b, kR, c, lanes), tilt, level);
+        const V value = madd(at(b, kGain, c, lanes), at(b, kP, c, lanes), rest);
+        put(p.grad_add, p.add_dtype, b * p.C + c, lanes, rstd * value);
+      });
+    }
+  }
+
+  // grad_scale = weight Q + bias P, grad_shift = P.
+  void per_sample(int64_t b) const {
+    each_vector<S>(p.C, [&](int64_t c, int lanes) FD_INLINE {
+      const V P = at(b, kP, c, lanes), Q = at(b, kQ, c, lanes);
+      if (p.grad_shift) put(p.grad_shift, p.shift_dtype, b * p.C + c, lanes, P);
+      if (!p.grad_scale) return;
+      const V weight = p.weight ? this->get(p.weight, p.weight_dtype, c, lanes) : broadcast(S(1));
+      const V bias = p.bias ? this->get(p.bias, p.weight_dtype, c, lanes) : broadcast(S(0));
+      put(p.grad_scale, p.scale_dtype, b * p.C + c, lanes, madd(weight, Q, bias * P));
+    });
+  }
+
+  // grad_weight = sum over b of (1 + scale) Q, grad_bias = sum of (1 + scale) P.
+  void per_channel() const {
+    each_vector<S>(p.C, [&](int64_t c, int lanes) FD_INLINE {
+      V weight = {}, bias = {};
+      for (int64_t begin = 0; begin < p.B; begin += kBatch) {
+        V some_weight = {}, some_bias = {};
+        for (int64_t b = begin; b < p.B && b < begin + kBatch; ++b) {
+          const V scale = p.scale ? this->get(p.scale, p.scale_dtype, b * p.scale_stride + c, lanes) : V{};
+          some_weight = madd(1 + scale, at(b, kQ, c, lanes), some_weight);
+          some_bias = madd(1 + scale, at(b, kP, c, lanes), some_bias);
+        }
+        weight += some_weight, bias += some_bias;
+      }
+      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, lanes, weight);
+      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, lanes, bias);
+    });
+  }
+};
 
 // Channels [c0, c1) of a unit and their dh. Terms: center, slope and shift of h = (x - center) slope + shift; then tilt and
 // level of grad_x = dh slope + ((x - center) tilt + level).
@@ -38,24 +135,26 @@ template <class T> struct Block {
   Channels<T> center, slope, shift, tilt, level;
 };
 
-template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNormSiluBackwardParams> {
-  typedef Geometry<T, GroupNormSiluBackwardParams> Base;
+template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
+  typedef Geometry<T, Gradients<Scalar<T>>> Base;
   typedef Scalar<T> S;
   typedef Vector<T> V;
-  using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
+  // A block's sums, and its dh.
+  typedef void (Backward::*Sum)(int64_t b, const Block<T>& k) const;
+  using Base::p; using Base::D; using Base::rows; using Base::repeat; using Base::most; using Base::plane;
 
-  explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params) {}
+  const Sum sum;
 
-  // P and Q; R is for grad_add alone.
-  int sums() const { return p.grad_add ? 3 : 2; }
+  explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params), sum(choose()) {}
 
-  S* plane(int64_t b, int plane) const { return static_cast<S*>(p.workspace) + (b * kPlanes + plane) * p.C; }
-
-  V at(int64_t b, int plane, int64_t c, int lanes) const {
-    return this->get(this->plane(b, plane), kArithmetic<T>, c, lanes);
+  Sum choose() const {
+    if constexpr (sizeof(S) == sizeof(float)) {
+      if (!p.drop.rng) return p.silu ? sum_as<kSilu>() : sum_as<kIdentity>();
+    }
+    return sum_as<kAny>();
   }
-  void set(int64_t b, int plane, int64_t c, int lanes, V v) const {
-    Any<S>::set(this->plane(b, plane), kArithmetic<T>, c, lanes, v);
+  template <Form kForm> Sum sum_as() const {
+    return this->by_columns ? &Backward::template sum_columns<kForm> : &Backward::template sum_runs<kForm>;
   }
 
   // Between the walks dh lies where grad_x will, if that is of dh's dtype and no end is worked out twice.
@@ -83,11 +182,10 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
   int64_t dh_row(const Block<T>& k) const { return in_place() ? this->width() : padded((k.c1 - k.c0) * repeat); }
 
   // grad_y of the forward pass before its dropout; mask begins where the run does.
-  template <class Place>
+  template <Form kForm, class Place>
   FD_INLINE PackOf<T, Place::kPack> load_grad_y(Place place, int64_t b, const T* grad_y, const T* mask) const {
     const PackOf<T, Place::kPack> v = place.load(grad_y);
-    if constexpr (kDrop) return Mask<T>(p.drop, b, p.S).apply(v, place.load(mask));
-    else return v;
+    return kForm == kAny && p.drop.rng ? Mask<T>(p.drop, b, p.S).apply(v, place.load(mask)) : v;
   }
 
   void draw(int64_t b, const Block<T>& k) const {
@@ -100,7 +198,7 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
 
   void begin(int64_t b, Block<T>& k) const {
     Stats<S> stats[kChannels];
-    Terms<T> t;
+    Terms<S> t;
     const int64_t g0 = k.c0 / D, g1 = (k.c1 - 1) / D, channels = k.c1 - k.c0;
     for (int64_t g = g0; g <= g1; ++g)
       stats[g - g0] = {static_cast<const S*>(p.mean)[b * p.G + g], 0, static_cast<const S*>(p.rstd)[b * p.G + g]};
@@ -118,44 +216,13 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
     for (Channels<T>* values : all) this->spread(*values, channels);
   }
 
-  // Sums over d to sums over n: Q = sum dh d rstd + P offset, R = sum d rstd + S offset.
-  void finish(int64_t b, const Block<T>& k) const {
-    this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) {
-      const V rstd = broadcast(static_cast<const S*>(p.rstd)[b * p.G + g]), size = broadcast(S(p.S));
-      each_vector<T>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
-        const int64_t c = k.c0 + i0 + i;
-        const V offset = at(b, kOffset, c, lanes);
-        set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
-        if (p.grad_add) set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
-      });
-    });
-  }
-
-  // A / N and B / N of the unit's groups.
-  void group_means(int64_t b, int64_t g0, int64_t g1, S* means) const {
-    Channels<T> P, Q;
-    double A = 0, B = 0;
-    this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
-      each_vector<T>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
-        const V gain = at(b, kGain, c0 + i, lanes);
-        store(P.v + i, gain * at(b, kP, c0 + i, lanes)), store(Q.v + i, gain * at(b, kQ, c0 + i, lanes));
-      });
-      this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
-        A += sum_of(P.v + i0, i1 - i0), B += sum_of(Q.v + i0, i1 - i0);
-        if (c0 + i1 < (g + 1) * D) return;
-        means[2 * (g - g0)] = S(A / double(N)), means[2 * (g - g0) + 1] = S(B / double(N));
-        A = B = 0;
-      });
-    });
-  }
-
   void begin_second(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
     this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) {
       const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g], tilt = -rstd * means[2 * (g - g0) + 1];
       const V level = broadcast(-rstd * means[2 * (g - g0)]);
       fill(k.tilt.v + i0, i1 - i0, rstd * tilt);
       each_vector<T>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
-        store(k.level.v + i0 + i, madd(at(b, kOffset, k.c0 + i0 + i, lanes), broadcast(tilt), level));
+        store(k.level.v + i0 + i, madd(this->at(b, kOffset, k.c0 + i0 + i, lanes), broadcast(tilt), level));
       });
     });
     if (this->by_columns) this->spread(k.tilt, k.c1 - k.c0), this->spread(k.level, k.c1 - k.c0);
@@ -163,26 +230,26 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
 
   // ---- Runs ----
 
-  template <int M, class Place>
+  template <Form kForm, int M, class Place>
   FD_INLINE Element<T, M> at_run(Place place, int64_t b, const T* x, const T* grad_y, const T* mask, const Block<T>& k,
                                  int64_t i) const {
-    return differentiate<T, kSilu, M>(place.load(x), load_grad_y(place, b, grad_y, mask),
-                                      broadcast_pack<M>(k.center.v[i]),
-                                      broadcast_pack<M>(k.slope.v[i]), broadcast_pack<M>(k.shift.v[i]));
+    return differentiate<T, kForm, M>(place.load(x), load_grad_y<kForm>(place, b, grad_y, mask),
+                                      broadcast_pack<M>(k.center.v[i]), broadcast_pack<M>(k.slope.v[i]),
+                                      broadcast_pack<M>(k.shift.v[i]), p.silu);
   }
 
   // A channel's sums, lane by lane, into a row of each of the three.
-  void sum_run(int64_t b, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
+  template <Form kForm> void sum_run(int64_t b, const Block<T>& k, int64_t i, S* const (&row)[3]) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
-    const T* mask = kDrop ? k.mask + i * p.S : nullptr;
+    const T* mask = kForm == kAny && p.drop.rng ? k.mask + i * p.S : nullptr;
     S* dh = p.grad_x ? dh_of(b, k, i) : nullptr;
     constexpr int64_t kLong = kPiece * kStep<T>;
     V total[3] = {};
     for (int64_t begin = 0; begin < p.S; begin += kLong) {
       PackOf<T, 2> P = broadcast_pack<2>(S(0)), Q = P, R = P;
       sweep_run<T, 2>(p.S - begin < kLong ? p.S - begin : kLong, [&](auto place) FD_INLINE {
-        const auto e = at_run<decltype(place)::kPack>(place, b, x + begin, grad_y + begin, mask + begin, k, i);
+        const auto e = at_run<kForm, decltype(place)::kPack>(place, b, x + begin, grad_y + begin, mask + begin, k, i);
         if (p.grad_x) place.set_term(dh + begin, e.dh);
         const PackOf<T, 2> dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
         P = P + dh_new, Q = madd(dh_new, d, Q);
@@ -190,7 +257,7 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
       });
       total[kP] += P.v[0] + P.v[1], total[kQ] += Q.v[0] + Q.v[1], total[kR] += R.v[0] + R.v[1];
     }
-    for (int s = 0; s < sums(); ++s) store(row[s], total[s]);
+    for (int s = 0; s < this->sums(); ++s) store(row[s], total[s]);
   }
 
   // Terms and vectors of M channels that are one vector each.
@@ -216,6 +283,7 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
   }
 
   // The sums of n such channels.
+  template <Form kForm>
   void sum_vectors(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
@@ -225,24 +293,25 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
       constexpr int M = decltype(size)::value;
       const int64_t at = j * kLanes<T>;
       PackOf<T, M> upstream = vectors<M>(grad_y + at);
-      if constexpr (kDrop) upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M>(k.mask + (i + j) * p.S));
-      const Element<T, M> e = differentiate<T, kSilu, M>(vectors<M>(x + at), upstream, each<M>(k.center.v + i + j),
-                                                         each<M>(k.slope.v + i + j), each<M>(k.shift.v + i + j));
+      if (kForm == kAny && p.drop.rng)
+        upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M>(k.mask + (i + j) * p.S));
+      const Element<T, M> e = differentiate<T, kForm, M>(vectors<M>(x + at), upstream, each<M>(k.center.v + i + j),
+                                                         each<M>(k.slope.v + i + j), each<M>(k.shift.v + i + j), p.silu);
       if (dh) set_vectors<M>(dh + j * stride, e.dh, stride);
       set_vectors<M>(lanes[kP] + at, e.dh), set_vectors<M>(lanes[kQ] + at, e.dh * e.d);
       if (p.grad_add) set_vectors<M>(lanes[kR] + at, e.d);
     });
   }
 
-  void sum_runs(int64_t b, const Block<T>& k) const {
+  template <Form kForm> void sum_runs(int64_t b, const Block<T>& k) const {
     S lanes[3][kLanes<T> * kLanes<T>] = {};
     each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
-      if (p.S == kLanes<T>) sum_vectors(b, k, i, count, lanes);
+      if (p.S == kLanes<T>) sum_vectors<kForm>(b, k, i, count, lanes);
       else for (int j = 0; j < count; ++j) {
         S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
-        sum_run(b, k, i + j, row);
+        sum_run<kForm>(b, k, i + j, row);
       }
-      for (int s = 0; s < sums(); ++s) set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
+      for (int s = 0; s < this->sums(); ++s) this->set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
     });
   }
 
@@ -280,7 +349,7 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
   // ---- Columns ----
 
   // A column's sums, piece by piece of its rows.
-  template <class Place>
+  template <Form kForm, class Place>
   FD_INLINE void sum_columns_at(Place place, int64_t b, const Block<T>& k, Channels<T> (&sums)[3]) const {
     const int64_t width = this->width(), pad = dh_row(k);
     const T* x = this->sample(p.x, b) + k.c0 * repeat;
@@ -292,9 +361,9 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
     for (int64_t begin = 0; begin < rows; begin += kPiece) {
       PackOf<T, 2> P = zero, Q = zero, R = zero;
       for (int64_t row = begin; row < rows && row < begin + kPiece; ++row) {
-        const T* mask = kDrop ? k.mask + row * (k.c1 - k.c0) * repeat : nullptr;
-        const auto e = differentiate<T, kSilu, 2>(
-            place.load(x + row * width), load_grad_y(place, b, grad_y + row * width, mask), center, slope, shift);
+        const T* mask = kForm == kAny && p.drop.rng ? k.mask + row * (k.c1 - k.c0) * repeat : nullptr;
+        const PackOf<T, 2> upstream = load_grad_y<kForm>(place, b, grad_y + row * width, mask);
+        const auto e = differentiate<T, kForm, 2>(place.load(x + row * width), upstream, center, slope, shift, p.silu);
         if (p.grad_x) place.set_term(dh + row * pad, e.dh);
         P = P + e.dh, Q = madd(e.dh, e.d, Q);
         if (p.grad_add) R = R + e.d;
@@ -304,9 +373,9 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
     for (int s = 0; s < 3; ++s) place.set_term(sums[s].v, total[s]);
   }
 
-  void sum_columns(int64_t b, const Block<T>& k) const {
+  template <Form kForm> void sum_columns(int64_t b, const Block<T>& k) const {
     Channels<T> sums[3];
-    sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE { sum_columns_at(place, b, k, sums); });
+    sweep<T, 2>((k.c1 - k.c0) * repeat, [&](auto place) FD_INLINE { sum_columns_at<kForm>(place, b, k, sums); });
     for (int s = 0; s < this->sums(); ++s) gather(sums[s], k.c0, k.c1, plane(b, s));
   }
 
@@ -338,9 +407,9 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
 
   void first_walk(int64_t b, Block<T>& k) const {
     begin(b, k);
-    if (kDrop) draw(b, k);
-    this->by_columns ? sum_columns(b, k) : sum_runs(b, k);
-    finish(b, k);
+    if (p.drop.rng) draw(b, k);
+    (this->*sum)(b, k);
+    this->finish(b, k.c0, k.c1);
   }
 
   void second_walk(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
@@ -353,80 +422,27 @@ template <class T, bool kSilu, bool kDrop> struct Backward : Geometry<T, GroupNo
     const int64_t c0 = g0 * D, c1 = g1 * D, blocks = (c1 - c0 + most - 1) / most;
     Scratch<Block<T>> block(blocks);
     Scratch<S> dh(blocks * kept(most)), means(2 * (g1 - g0));
-    Scratch<T> masks(kDrop ? blocks * most * p.S : 0);
+    Scratch<T> masks(p.drop.rng ? blocks * most * p.S : 0);
     for (int64_t i = 0; i < blocks; ++i) {
       Block<T>& k = block.data[i];
       k.c0 = c0 + i * most, k.c1 = k.c0 + most < c1 ? k.c0 + most : c1, k.dh = dh.data + i * kept(most);
-      k.mask = kDrop ? masks.data + i * most * p.S : nullptr;
+      k.mask = p.drop.rng ? masks.data + i * most * p.S : nullptr;
     }
     parallel_for(blocks, threads, [&](int64_t i) { first_walk(b, block.data[i]); });
     if (!p.grad_x && !p.grad_add) return;
-    group_means(b, g0, g1, means.data);
+    this->group_means(b, g0, g1, means.data);
     if (p.grad_x) parallel_for(blocks, threads, [&](int64_t i) { second_walk(b, block.data[i], g0, means.data); });
-    if (p.grad_add) set_grad_add(b, g0, g1, means.data);
-  }
-
-  // ---- Gradients of [C] and [B, C] ----
-
-  void put(void* base, int32_t dtype, int64_t i, int lanes, V v) const { Any<S>::set(base, dtype, i, lanes, v); }
-
-  // rstd (gain P - S A / N - R B / N).
-  void set_grad_add(int64_t b, int64_t g0, int64_t g1, const S* means) const {
-    for (int64_t g = g0; g < g1; ++g) {
-      const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g];
-      const V level = broadcast(-S(p.S) * means[2 * (g - g0)]), tilt = broadcast(-means[2 * (g - g0) + 1]);
-      each_vector<T>(D, [&](int64_t i, int lanes) FD_INLINE {
-        const int64_t c = g * D + i;
-        const V rest = madd(at(b, kR, c, lanes), tilt, level);
-        const V value = madd(at(b, kGain, c, lanes), at(b, kP, c, lanes), rest);
-        put(p.grad_add, p.add_dtype, b * p.C + c, lanes, rstd * value);
-      });
-    }
-  }
-
-  // grad_scale = weight Q + bias P, grad_shift = P.
-  void per_sample(int64_t b) const {
-    each_vector<T>(p.C, [&](int64_t c, int lanes) FD_INLINE {
-      const V P = at(b, kP, c, lanes), Q = at(b, kQ, c, lanes);
-      if (p.grad_shift) put(p.grad_shift, p.shift_dtype, b * p.C + c, lanes, P);
-      if (!p.grad_scale) return;
-      const V weight = p.weight ? this->get(p.weight, p.weight_dtype, c, lanes) : broadcast(S(1));
-      const V bias = p.bias ? this->get(p.bias, p.weight_dtype, c, lanes) : broadcast(S(0));
-      put(p.grad_scale, p.scale_dtype, b * p.C + c, lanes, madd(weight, Q, bias * P));
-    });
-  }
-
-  // grad_weight = sum over b of (1 + scale) Q, grad_bias = sum of (1 + scale) P.
-  void per_channel() const {
-    each_vector<T>(p.C, [&](int64_t c, int lanes) FD_INLINE {
-      V weight = {}, bias = {};
-      for (int64_t begin = 0; begin < p.B; begin += kBatch) {
-        V some_weight = {}, some_bias = {};
-        for (int64_t b = begin; b < p.B && b < begin + kBatch; ++b) {
-          const V scale = p.scale ? this->get(p.scale, p.scale_dtype, b * p.scale_stride + c, lanes) : V{};
-          some_weight = madd(1 + scale, at(b, kQ, c, lanes), some_weight);
-          some_bias = madd(1 + scale, at(b, kP, c, lanes), some_bias);
-        }
-        weight += some_weight, bias += some_bias;
-      }
-      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, lanes, weight);
-      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, lanes, bias);
-    });
+    if (p.grad_add) this->set_grad_add(b, g0, g1, means.data);
   }
 
   void run() const {
     this->each_unit(useful_threads(p.B * p.C * p.S, p.num_threads),
                     [&](int64_t b, int64_t g0, int64_t g1, int threads) { unit(b, g0, g1, threads); });
     if (p.grad_scale || p.grad_shift)
-      for (int64_t b = 0; b < p.B; ++b) per_sample(b);
-    if (p.grad_weight || p.grad_bias) per_channel();
+      for (int64_t b = 0; b < p.B; ++b) this->per_sample(b);
+    if (p.grad_weight || p.grad_bias) this->per_channel();
   }
 };
-
-template <class T> void backward(const GroupNormSiluBackwardParams& p) {
-  if (p.drop.rng) p.silu ? Backward<T, true, true>(p).run() : Backward<T, false, true>(p).run();
-  else p.silu ? Backward<T, true, false>(p).run() : Backward<T, false, false>(p).run();
-}
 
 void clear_all(const GroupNormSiluBackwardParams& p) {
   clear(p.grad_weight, p.C, p.weight_dtype);
@@ -444,10 +460,18 @@ Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p) {
     return {};
   }
   switch (p.dtype) {
-    case kF32: backward<float>(p); return {};
-    case kF16: backward<half_t>(p); return {};
-    case kBF16: backward<bfloat16_t>(p); return {};
-    case kF64: backward<double>(p); return {};
+    case kBF16: Backward<bfloat16_t>(p).run(); return {};
+#if defined(__AVX512BF16__)
+    default: return avx512::group_norm_silu_backward(p);
+#else
+    case kF32: Backward<float>(p).run(); return {};
+    case kF16: Backward<half_t>(p).run(); return {};
+#if defined(__AVX512F__)
+    case kF64: return avx2::group_norm_silu_backward(p);
+#else
+    case kF64: Backward<double>(p).run(); return {};
+#endif
+#endif
   }
   return {kUnsupported, 0, p.dtype};
 }

@@ -9,17 +9,6 @@
 namespace fastdiff {
 namespace FD_LEVEL {
 
-// Up to a vector's elements of a run; lanes past them are 0.
-template <class T> FD_SIMD Vector<T> load_lanes(const T* p, int n) {
-  if constexpr (kLanes<T> == 1) return load(p);
-  else return n == kLanes<T> ? load(p) : load_first(p, n);
-}
-
-template <class T> FD_SIMD void store_lanes(T* p, Vector<T> v, int n) {
-  if constexpr (kLanes<T> == 1) store(p, v);
-  else n == kLanes<T> ? store(p, v) : store_first(p, v, n);
-}
-
 template <class T> FD_SIMD Vector<T> silu_of(Vector<T> h) {
   return silu<kDegree<T>>(Pack<Vector<T>, 1>{{h * kFactor<Vector<T>>}}).v[0];
 }
