@@ -8,13 +8,13 @@ _POSITIVE = ("image_size", "in_channels", "channels", "num_res_blocks", "groups"
 _POSITIVE_OR_NONE = ("out_channels", "num_classes", "fourier_features", "heads_up", "stem_channels")
 _BOOL = (
     "scale_shift", "low_res", "self_condition", "sin_first", "norm_first", "standardized", "middle_attention",
-    "qkv_bias",
+    "qkv_bias", "linear_mean",
 )  # fmt: skip
 _CHOICES = {
     "embedding_act": ("silu", "gelu"),
     "norm": ("group", "rms"),
-    "attention_norm": ("group", "rms", None),
-    "downsample": ("conv", "conv_asymmetric", "pool", "block", "unshuffle"),
+    "attention_norm": ("group", "rms", "layer", None),
+    "downsample": ("conv", "conv_asymmetric", "conv_4x4", "pool", "block", "unshuffle"),
     "upsample": ("conv", "nearest", "block"),
     "widen": ("block", "resample"),
     "qkv_order": ("qkv", "heads"),
@@ -130,8 +130,9 @@ def _check_heads(config):
 def _check_together(config):
     if not config.norm_first and not config.scale_shift:
         raise ValueError("scale_shift must be True where norm_first is False, got False")
-    if (config.widen == "resample") != (config.downsample == "unshuffle"):
-        raise ValueError(f"downsample must be unshuffle just where widen is resample, got {config.downsample!r}")
+    if (config.widen == "resample") != (config.downsample in ("unshuffle", "conv_4x4")):
+        text = "downsample must be unshuffle or conv_4x4 just where widen is resample"
+        raise ValueError(f"{text}, got {config.downsample!r}")
     if config.widen == "resample" and (config.upsample != "conv" or config.pool or config.norm_first):
         raise ValueError("upsample must be conv, pool None and norm_first False where widen is resample")
     blocks = "block" in (config.downsample, config.upsample)

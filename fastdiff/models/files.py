@@ -99,7 +99,8 @@ def _config(dialect, shapes, given, checkpoint, place):
         raise TypeError(f"config must be a UNetConfig or a dict, got {type(given).__name__}")
     if dialect != "fastdiff" and (checkpoint.ours is None or given is not None):
         try:
-            return dialects.DIALECTS[dialect].infer(shapes, {**(checkpoint.diffusers or {}), **(given or {})})
+            told = {"version": checkpoint.version} if dialect == "lucidrains" and checkpoint.version else {}
+            return dialects.DIALECTS[dialect].infer(shapes, {**told, **(checkpoint.diffusers or {}), **(given or {})})
         except KeyError as error:
             raise _lacking(place, shapes, dialect, error) from error
     if checkpoint.ours is None and given is None:

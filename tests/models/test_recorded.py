@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fastdiff import UNet, load_unet
 from fastdiff.models import dialects
-from fastdiff.models.dialects import mapping
 
 from . import recorded
+from .recorded import gradients, largest
 
 CASES = [(name, case) for name in recorded.NAMES for case in ("int", "frac")]
 
@@ -46,17 +46,6 @@ def test_gradients(backend, name):
     assert wanted
     for key in wanted:
         assert largest(found[key], data[f"int.grad.param.{key}"]) < 2e-5, key
-
-
-def largest(value, reference):
-    return ((value - reference).abs().max() / reference.abs().max()).item()
-
-
-def gradients(model, dialect):
-    """By the names of the dialect, like its weights."""
-    weights = mapping.weights(model, dialects.DIALECTS[dialect].table(model.config))
-    parameters = dict(model.named_parameters())
-    return dict(pair for weight in weights for pair in mapping.give(weight, parameters[weight.ours].grad))
 
 
 @pytest.mark.parametrize("case", ["int", "frac"])
