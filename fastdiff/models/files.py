@@ -48,6 +48,7 @@ def load_unet(source, dialect="auto", config=None, *, ema=False, device=None, dt
     model = _empty(config)
     found = mapping.weights(model, None if dialect == "fastdiff" else dialects.DIALECTS[dialect].table(config))
     mapping.check(found, shapes, place)
+    del checkpoint  # which would keep what is taken
     tensors = dict(tensors)
     state = {weight.ours: mapping.take(weight, tensors, device, dtype) for weight in found}
     model.load_state_dict(state, assign=True)

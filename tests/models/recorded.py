@@ -77,6 +77,11 @@ def largest(value, reference):
     return ((value - reference).abs().max() / reference.abs().max()).item()
 
 
+def largest_of_samples(value, reference):
+    """The same of each sample alone, the worst."""
+    return max(largest(*pair) for pair in zip(value, reference, strict=True))
+
+
 def gradients(model, dialect):
     """By the names of the dialect, like its weights."""
     weights = mapping.weights(model, dialects.DIALECTS[dialect].table(model.config))
