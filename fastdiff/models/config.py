@@ -15,7 +15,8 @@ class UNetConfig:
     and 4 (heads by channels, resampling blocks, classes, the classifier).
     """
 
-    image_size: int = 32  # height and width; divisible by 2 once per level but the last
+    image_size: int = 32  # height; divisible by 2 once per level but the last
+    image_width: int | None = None  # as image_size; None: image_size
     in_channels: int = 3  # of x alone
     out_channels: int | None = None  # None: in_channels; twice as many for learned variances
     channels: int = 128  # of the first level, and of the time embedding before its two linear layers

@@ -54,6 +54,11 @@ def test_inputs_that_are_concatenated():
     assert UNetConfig(**SMALL, in_channels=1, self_condition=True).total_in_channels == 2
 
 
+def test_a_width_of_its_own():
+    assert UNetConfig(**SMALL, image_width=12).image_width == 12
+    assert UNetConfig(**SMALL, image_width=8) == UNetConfig(**SMALL)
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         UNetConfig().channels = 1
@@ -61,6 +66,8 @@ def test_it_cannot_be_changed():
 
 @pytest.mark.parametrize("options, kind, message", [
     ({"image_size": 31}, ValueError, "image_size must be divisible by 2 for 2 levels, got 31"),
+    ({"image_width": 31}, ValueError, "image_width must be divisible by 2 for 2 levels, got 31"),
+    ({"pool": "attention", "head_channels": 4, "image_width": 16}, ValueError, "image_width must be image_size for an"),
     ({"image_size": 0}, ValueError, "image_size must be a positive int, got 0"),
     ({"image_size": 8.0}, TypeError, r"image_size must be a positive int, got 8\.0"),
     ({"in_channels": True}, ValueError, "in_channels must be a positive int, got True"),
