@@ -23,8 +23,8 @@ def load_unet(source, dialect="auto", config=None, *, ema=False, device=None, dt
             of diffusers; or a state dict. What trainers wrap around one (`model`, `ema`, `state_dict`, `module.`) is
             removed.
         dialect: "fastdiff", "openai" (improved-diffusion), "guided" (guided-diffusion), "diffusers", "ddpm" (pesser's
-            port), "lucidrains"; "auto": by the names of the weights, which for some of OpenAI's say no more than
-            "openai".
+            port), "lucidrains" (from version 0.28 on); "auto": by the names of the weights, which for some of OpenAI's
+            say no more than "openai".
         config: a `UNetConfig`; or a dict of what the weights do not tell, by the dialect's own names, such as
             image_size, num_heads and use_new_attention_order; None: what comes with the source.
         ema: the averaged weights, where the checkpoint has them.

@@ -69,7 +69,7 @@ def is_before_1_8(config):
 
 
 def _number(version):
-    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(version))
+    match = isinstance(version, str) and re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)  # as a number 1.10 is 1.1
     if not match:
         raise ValueError(f"version must be a version of denoising-diffusion-pytorch such as '1.5.0', got {version!r}")
     return tuple(int(part or 0) for part in match.groups())

@@ -105,6 +105,7 @@ def test_a_trainers_file_tells_its_version(tmp_path):
     ("1.7.0", dict(image_size=16, version="1.7.1"), "version must be .* not 1.7.1, for these weights, got '1.7.1'"),
     ("1.11.1", dict(image_size=16, version="2.0.0"), "version must be at least 1.9, below 2, .*, got '2.0.0'"),
     ("1.5.0", dict(image_size=16, version="new"), "version must be a version of denoising-diffusion-pytorch such as"),
+    ("1.5.0", dict(image_size=16, version=1.5), r"version must be a version .* such as '1\.5\.0', got 1\.5"),
 ])  # fmt: skip
 def test_refusals(version, given, message):
     with pytest.raises(ValueError, match=message):
