@@ -26,7 +26,8 @@ COMMAND = dict(
     data=None, out=None, data_dir=None, image_size=None, on_error="raise", class_conditional=False, device=None,
     threads=None, num_samples=25,
 )  # fmt: skip
-_OF_DATA = ("in_channels", "out_channels", "image_size", "num_classes")  # what the data decide of the network
+# What the data decide of the network.
+_OF_DATA = ("in_channels", "out_channels", "image_size", "image_width", "num_classes")
 _FACTS = ("images", "classes")  # what a config.json says besides options
 
 
@@ -58,10 +59,10 @@ def make_settings(choices, images, classes=None):
 
     config = TrainConfig(**chosen(field.name for field in fields(TrainConfig)))
     process = chosen(PROCESS)
-    C = images.shape[1]
+    C, H, W = images.shape[1:]
     out = 2 * C if process["variance"].startswith("learned") else C
     # One more class than there are: that of hidden labels.
-    of_data = dict(in_channels=C, out_channels=out, image_size=images.shape[2])
+    of_data = dict(in_channels=C, out_channels=out, image_size=H, image_width=W)
     of_data["num_classes"] = None if classes is None else classes + 1
     network = chosen(field.name for field in fields(UNetConfig))
     return config, process, UNetConfig(**{**network, **of_data})

@@ -40,14 +40,14 @@ class Attention(nn.Module):
 class LinearAttention(nn.Module):
     """x + norm_out(out(q (k^T v))), q = softmax(q over its width) / sqrt(width), k = softmax(k over positions).
 
-    Cost linear in H * W. Shapes as in `Attention`, but memory is [2, heads, head width, tokens].
-    Source: Shen et al., "Efficient attention", 2021.
+    With mean, v is divided by H * W. Cost linear in H * W. Shapes as in `Attention`, but memory is [2, heads, head
+    width, tokens]. Source: Shen et al., "Efficient attention", 2021.
     """
 
-    def __init__(self, channels, heads, *, norm, inner=None, order="qkv", bias=True, memory=0):
+    def __init__(self, channels, heads, *, norm, inner=None, order="qkv", bias=True, memory=0, mean=False):
         super().__init__()
         inner = channels if inner is None else inner
-        self.heads, self.order, self.inner = heads, order, inner
+        self.heads, self.order, self.inner, self.mean = heads, order, inner, mean
         self.norm = norm(channels, silu=False)
         if memory:
             self.memory = nn.Parameter(torch.empty(2, heads, inner // heads, memory).normal_())
@@ -59,6 +59,8 @@ class LinearAttention(nn.Module):
         B, C, H, W = x.shape
         h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)
         q, k, v = split_heads(self.qkv(h), self.heads, self.order)
+        if self.mean:
+            v = v / (H * W)
         if hasattr(self, "memory"):
             tokens = self.memory.transpose(2, 3)
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(tokens, (k, v), strict=True))

@@ -26,19 +26,25 @@ class Checkpoint(NamedTuple):
     tensors: dict
     ours: str | None = None  # JSON of a `UNetConfig`
     diffusers: dict | None = None  # config.json
+    version: str | None = None  # of lucidrains' package, whose Trainer wrote the file
 
 
 def read(source, ema=False):
     """The `Checkpoint` of a path or state dict."""
     if isinstance(source, dict):
-        return Checkpoint(state_dict(source, ema))
+        return _of_content(source, ema)
     path = Path(source)
     if path.is_dir():
         return _folder(path, ema)
     if _is_safetensors(path):
         tensors, metadata = _safetensors(path)
         return Checkpoint(state_dict(tensors, ema), metadata.get(CONFIG))
-    return Checkpoint(state_dict(_torch(path), ema))
+    return _of_content(_torch(path), ema)
+
+
+def _of_content(content, ema):
+    version = content.get("version") if isinstance(content, dict) else None
+    return Checkpoint(state_dict(content, ema), version=version if isinstance(version, str) else None)
 
 
 def state_dict(content, ema=False):

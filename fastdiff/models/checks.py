@@ -5,16 +5,16 @@ import numbers
 import operator
 
 _POSITIVE = ("image_size", "in_channels", "channels", "num_res_blocks", "groups", "stem_kernel", "out_kernel")
-_POSITIVE_OR_NONE = ("out_channels", "num_classes", "fourier_features", "heads_up", "stem_channels")
+_POSITIVE_OR_NONE = ("out_channels", "num_classes", "fourier_features", "heads_up", "stem_channels", "image_width")
 _BOOL = (
     "scale_shift", "low_res", "self_condition", "sin_first", "norm_first", "standardized", "middle_attention",
-    "qkv_bias",
+    "qkv_bias", "linear_mean",
 )  # fmt: skip
 _CHOICES = {
     "embedding_act": ("silu", "gelu"),
     "norm": ("group", "rms"),
-    "attention_norm": ("group", "rms", None),
-    "downsample": ("conv", "conv_asymmetric", "pool", "block", "unshuffle"),
+    "attention_norm": ("group", "rms", "layer", None),
+    "downsample": ("conv", "conv_asymmetric", "conv_4x4", "pool", "block", "unshuffle"),
     "upsample": ("conv", "nearest", "block"),
     "widen": ("block", "resample"),
     "qkv_order": ("qkv", "heads"),
@@ -41,6 +41,8 @@ def normalize(config):
         value = getattr(config, name)
         if value is not None:
             put(name, _positives(name, value) if isinstance(value, tuple | list) else _positive(name, value))
+    if config.image_width == config.image_size:
+        put("image_width", None)
     if config.out_channels is None:
         put("out_channels", config.in_channels)
 
@@ -82,8 +84,9 @@ def _check_numbers(config):
 def _check_resolutions(config):
     levels = len(config.channel_mult)
     factor = 2 ** (levels - 1)
-    if config.image_size % factor:
-        raise ValueError(f"image_size must be divisible by {factor} for {levels} levels, got {config.image_size}")
+    for name in ("image_size", "image_width"):
+        if (getattr(config, name) or 0) % factor:
+            raise ValueError(f"{name} must be divisible by {factor} for {levels} levels, got {getattr(config, name)}")
     for name in ("attention_resolutions", "attention_resolutions_up", "linear_attention_resolutions"):
         strange = set(getattr(config, name) or ()) - set(config.resolutions)
         if strange:
@@ -130,8 +133,9 @@ def _check_heads(config):
 def _check_together(config):
     if not config.norm_first and not config.scale_shift:
         raise ValueError("scale_shift must be True where norm_first is False, got False")
-    if (config.widen == "resample") != (config.downsample == "unshuffle"):
-        raise ValueError(f"downsample must be unshuffle just where widen is resample, got {config.downsample!r}")
+    if (config.widen == "resample") != (config.downsample in ("unshuffle", "conv_4x4")):
+        text = "downsample must be unshuffle or conv_4x4 just where widen is resample"
+        raise ValueError(f"{text}, got {config.downsample!r}")
     if config.widen == "resample" and (config.upsample != "conv" or config.pool or config.norm_first):
         raise ValueError("upsample must be conv, pool None and norm_first False where widen is resample")
     blocks = "block" in (config.downsample, config.upsample)
@@ -141,6 +145,8 @@ def _check_together(config):
         raise ValueError("standardized must be False where norm_first is True, got True")
     if config.pool == "attention" and not isinstance(config.head_channels, int):
         raise ValueError(f"head_channels must be an int for an attention pool, got {config.head_channels!r}")
+    if config.pool == "attention" and config.image_width not in (None, config.image_size):
+        raise ValueError(f"image_width must be image_size for an attention pool, got {config.image_width}")
     if config.low_res and config.self_condition:
         raise ValueError("self_condition must be False where low_res is True, got True")
 

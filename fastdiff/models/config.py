@@ -15,7 +15,8 @@ class UNetConfig:
     and 4 (heads by channels, resampling blocks, classes, the classifier).
     """
 
-    image_size: int = 32  # height and width; divisible by 2 once per level but the last
+    image_size: int = 32  # height; divisible by 2 once per level but the last
+    image_width: int | None = None  # as image_size; None: image_size
     in_channels: int = 3  # of x alone
     out_channels: int | None = None  # None: in_channels; twice as many for learned variances
     channels: int = 128  # of the first level, and of the time embedding before its two linear layers
@@ -45,7 +46,7 @@ class UNetConfig:
     norm: str = "group"  # group, or rms: x / |x| * sqrt(channels) * weight
     norm_first: bool = True  # norm, SiLU, convolution; or convolution, norm, SiLU (with scale_shift in the first norm)
     standardized: bool = False  # the 3x3 convolutions' weights have mean 0 and variance 1 per output channel
-    downsample: str = "conv"  # conv, conv_asymmetric (padded right and below), pool (2x2 mean), block, or unshuffle
+    downsample: str = "conv"  # conv, conv_asymmetric (padded right, below), conv_4x4, pool (2x2 mean), block, unshuffle
     upsample: str = "conv"  # conv (after nearest neighbours), nearest, or block
     widen: str = "block"  # what changes the width: a level's first block, or the resampling, which then is no skip
 
@@ -53,7 +54,8 @@ class UNetConfig:
     attention_resolutions_up: tuple[int, ...] | None = None  # on the way up; None: as on the way down
     linear_attention_resolutions: tuple[int, ...] = ()  # heights of the levels with linear attention
     middle_attention: bool = True
-    attention_norm: str | None = None  # as norm; None: norm
+    attention_norm: str | None = None  # as norm, or layer: of a pixel's channels, without bias; None: norm
+    linear_mean: bool = False  # linear attention divides its values by their number
     qkv_order: str = "qkv"  # of channels: qkv (all q, then k, then v), or heads (a head's q, k, v, then the next's)
     qkv_bias: bool = True
     heads_up: int | None = None  # on the way up; None: heads

@@ -23,8 +23,8 @@ def load_unet(source, dialect="auto", config=None, *, ema=False, device=None, dt
             of diffusers; or a state dict. What trainers wrap around one (`model`, `ema`, `state_dict`, `module.`) is
             removed.
         dialect: "fastdiff", "openai" (improved-diffusion), "guided" (guided-diffusion), "diffusers", "ddpm" (pesser's
-            port), "lucidrains"; "auto": by the names of the weights, which for some of OpenAI's say no more than
-            "openai".
+            port), "lucidrains" (from version 0.28 on); "auto": by the names of the weights, which for some of OpenAI's
+            say no more than "openai".
         config: a `UNetConfig`; or a dict of what the weights do not tell, by the dialect's own names, such as
             image_size, num_heads and use_new_attention_order; None: what comes with the source.
         ema: the averaged weights, where the checkpoint has them.
@@ -48,6 +48,7 @@ def load_unet(source, dialect="auto", config=None, *, ema=False, device=None, dt
     model = _empty(config)
     found = mapping.weights(model, None if dialect == "fastdiff" else dialects.DIALECTS[dialect].table(config))
     mapping.check(found, shapes, place)
+    del checkpoint  # which would keep what is taken
     tensors = dict(tensors)
     state = {weight.ours: mapping.take(weight, tensors, device, dtype) for weight in found}
     model.load_state_dict(state, assign=True)
@@ -99,7 +100,8 @@ def _config(dialect, shapes, given, checkpoint, place):
         raise TypeError(f"config must be a UNetConfig or a dict, got {type(given).__name__}")
     if dialect != "fastdiff" and (checkpoint.ours is None or given is not None):
         try:
-            return dialects.DIALECTS[dialect].infer(shapes, {**(checkpoint.diffusers or {}), **(given or {})})
+            told = {"version": checkpoint.version} if dialect == "lucidrains" and checkpoint.version else {}
+            return dialects.DIALECTS[dialect].infer(shapes, {**told, **(checkpoint.diffusers or {}), **(given or {})})
         except KeyError as error:
             raise _lacking(place, shapes, dialect, error) from error
     if checkpoint.ours is None and given is None:

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .. import ops
@@ -41,8 +42,27 @@ class RMSNormSiLU(nn.Module):
         return f"{len(self.weight)}, silu={self.silu}"
 
 
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * weight, mean and var over the channels of a pixel; x [B, C, *].
+
+    The eps is 1e-3 in half precision. Source: lucidrains, denoising-diffusion-pytorch 0.28 to 1.6.
+    """
+
+    def __init__(self, channels, eps=1e-5, silu=False):
+        super().__init__()
+        self.eps, self.silu = eps, silu
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        eps = self.eps if x.dtype in (torch.float32, torch.float64) else 1e-3
+        y = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, eps=eps).movedim(-1, 1)
+        return F.silu(y) if self.silu else y
+
+
 def maker(config, kind):
-    """norm(channels, silu=True) of that kind, "group" or "rms"."""
+    """norm(channels, silu=True) of that kind, "group", "rms" or, of attention, "layer"."""
     if kind == "rms":
         return RMSNormSiLU
+    if kind == "layer":
+        return functools.partial(LayerNorm, eps=config.norm_eps)
     return functools.partial(GroupNormSiLU, groups=config.groups, eps=config.norm_eps)

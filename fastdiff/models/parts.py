@@ -8,7 +8,7 @@ from . import norms
 from .attention import Attention, LinearAttention
 from .layers import ConvFirstBlock, ResBlock, StandardizedConv2d
 from .pools import AdaptivePool, AttentionPool, SpatialPool
-from .resampling import Downsample, Nearest, Pool, Unshuffle, Upsample, Widen
+from .resampling import Downsample, Nearest, Pool, Shrink, Unshuffle, Upsample, Widen
 
 
 def down(config):
@@ -25,7 +25,8 @@ def down(config):
         if config.widen == "resample":
             channels = config.widths[level]
             last = level == len(config.widths) - 1
-            modules["downsample"] = (Widen if last else Unshuffle)(width, channels)
+            shrink = Shrink if config.downsample == "conv_4x4" else Unshuffle
+            modules["downsample"] = (Widen if last else shrink)(width, channels)
         elif level < len(config.widths) - 1:
             modules["downsample"] = _downsample(config, channels)
             skips.append(channels)
@@ -106,7 +107,8 @@ def _attention_at(config, level, width, last, up=False):
     kind = config.attention_at(level, up)
     if kind is None or (config.widen == "resample" and not last):
         return nn.Identity()
-    return _attention(config, Attention if kind == "full" else LinearAttention, width, level, up)
+    linear = functools.partial(LinearAttention, mean=config.linear_mean)
+    return _attention(config, Attention if kind == "full" else linear, width, level, up)
 
 
 def _attention(config, kind, width, level, up=False):

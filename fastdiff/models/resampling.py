@@ -29,6 +29,16 @@ class Unshuffle(nn.Conv2d):
         return super().forward(x)
 
 
+class Shrink(nn.Conv2d):
+    """4x4 convolution of stride 2, a pixel of zeros around x: [B, C, H, W] to [B, D, H/2, W/2]."""
+
+    def __init__(self, channels, out_channels):
+        super().__init__(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x, embedding=None):
+        return super().forward(x)
+
+
 class Upsample(nn.Conv2d):
     """Nearest neighbours, then a 3x3 convolution: [B, C, H, W] to [B, D, 2H, 2W]."""
 

@@ -57,7 +57,7 @@ class UNet(nn.Module):
 
     @property
     def sample_shape(self):
-        return self.config.in_channels, self.config.image_size, self.config.image_size
+        return self.config.in_channels, self.config.image_size, self.config.image_width or self.config.image_size
 
     def forward(self, x, t, y=None, *, low_res=None, x_self_cond=None):
         self._check(x, t, y, low_res, x_self_cond)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from fastdiff import load_unet
+from fastdiff.models import dialects
+from fastdiff.models.dialects import mapping
 
 NAMES = (
     "improved_a", "improved_b", "improved_c_class", "guided_d_new", "guided_d_legacy", "classifier_attention",
@@ -68,3 +70,20 @@ def inputs(name, case, dtype=torch.float32):
 def error(value, reference):
     """Largest error divided by the deviation of the reference."""
     return ((value.double() - reference.double()).abs().max() / reference.double().std()).item()
+
+
+def largest(value, reference):
+    """Largest error divided by the largest number of the reference."""
+    return ((value - reference).abs().max() / reference.abs().max()).item()
+
+
+def largest_of_samples(value, reference):
+    """The same of each sample alone, the worst."""
+    return max(largest(*pair) for pair in zip(value, reference, strict=True))
+
+
+def gradients(model, dialect):
+    """By the names of the dialect, like its weights."""
+    weights = mapping.weights(model, dialects.DIALECTS[dialect].table(model.config))
+    parameters = dict(model.named_parameters())
+    return dict(pair for weight in weights for pair in mapping.give(weight, parameters[weight.ours].grad))

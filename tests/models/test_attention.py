@@ -35,9 +35,9 @@ def test_attention(order, memory):
     near(layer(x), x + out.transpose(1, 2).unflatten(2, (3, 5)))
 
 
-@pytest.mark.parametrize("memory", [0, 3])
-def test_linear_attention(memory):
-    layer = randomized(LinearAttention(6, 2, norm=RMSNormSiLU, inner=8, bias=False, memory=memory))
+@pytest.mark.parametrize("memory, mean", [(0, False), (3, False), (0, True)])
+def test_linear_attention(memory, mean):
+    layer = randomized(LinearAttention(6, 2, norm=RMSNormSiLU, inner=8, bias=False, memory=memory, mean=mean))
     x = image(2, 6, 3, 5)
     qkv = torch.einsum("dc,bcn->bdn", layer.qkv.weight, rms(x, layer.norm.weight).flatten(2))
     mixed = []
@@ -45,7 +45,7 @@ def test_linear_attention(memory):
         q, k, v = (qkv[:, i * 8 + head * 4 : i * 8 + head * 4 + 4] for i in range(3))  # [B, 4, N]
         if memory:
             k, v = (torch.cat([layer.memory[i, head].expand(2, -1, -1), z], 2) for i, z in ((0, k), (1, v)))
-        context = torch.einsum("bdn,ben->bde", k.softmax(2), v)
+        context = torch.einsum("bdn,ben->bde", k.softmax(2), v / 15 if mean else v)
         mixed.append(torch.einsum("bde,bdn->ben", context, q.softmax(1) / 2))
     out = torch.einsum("cd,bdn->bcn", layer.out.weight, torch.cat(mixed, 1)) + layer.out.bias[:, None]
     near(layer(x), x + rms(out.unflatten(2, (3, 5)), layer.norm_out.weight))

@@ -54,6 +54,11 @@ def test_inputs_that_are_concatenated():
     assert UNetConfig(**SMALL, in_channels=1, self_condition=True).total_in_channels == 2
 
 
+def test_a_width_of_its_own():
+    assert UNetConfig(**SMALL, image_width=12).image_width == 12
+    assert UNetConfig(**SMALL, image_width=8) == UNetConfig(**SMALL)
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         UNetConfig().channels = 1
@@ -61,6 +66,8 @@ def test_it_cannot_be_changed():
 
 @pytest.mark.parametrize("options, kind, message", [
     ({"image_size": 31}, ValueError, "image_size must be divisible by 2 for 2 levels, got 31"),
+    ({"image_width": 31}, ValueError, "image_width must be divisible by 2 for 2 levels, got 31"),
+    ({"pool": "attention", "head_channels": 4, "image_width": 16}, ValueError, "image_width must be image_size for an"),
     ({"image_size": 0}, ValueError, "image_size must be a positive int, got 0"),
     ({"image_size": 8.0}, TypeError, r"image_size must be a positive int, got 8\.0"),
     ({"in_channels": True}, ValueError, "in_channels must be a positive int, got True"),
@@ -99,8 +106,10 @@ def test_it_cannot_be_changed():
     ({"attention_resolutions_up": (2,)}, ValueError, "attention_resolutions_up must be among 8, 4, got 2"),
     ({"linear_attention_resolutions": (2,)}, ValueError, "linear_attention_resolutions must be among 8, 4, got 2"),
     ({"norm_first": False}, ValueError, "scale_shift must be True where norm_first is False, got False"),
-    ({"widen": "resample"}, ValueError, "downsample must be unshuffle just where widen is resample, got 'conv'"),
-    ({"downsample": "unshuffle"}, ValueError, "downsample must be unshuffle just where widen is resample"),
+    ({"widen": "resample"}, ValueError, "downsample must be unshuffle or conv_4x4 just where widen is resample"),
+    ({"downsample": "unshuffle"}, ValueError, "just where widen is resample, got 'unshuffle'"),
+    ({"downsample": "conv_4x4"}, ValueError, "just where widen is resample, got 'conv_4x4'"),
+    ({"linear_mean": 1}, TypeError, "linear_mean must be a bool, got 1"),
     ({"widen": "resample", "downsample": "unshuffle"}, ValueError, "norm_first False where widen is resample"),
     ({"norm_first": False, "scale_shift": True, "downsample": "block"}, ValueError, "norm_first must be True where"),
     ({"standardized": True}, ValueError, "standardized must be False where norm_first is True, got True"),

@@ -10,8 +10,8 @@ from torch import nn
 
 from fastdiff import UNet, UNetConfig, ops
 from fastdiff.models.layers import ConvFirstBlock, ResBlock, TimeEmbedding, sinusoidal_embedding
-from fastdiff.models.norms import GroupNormSiLU, RMSNormSiLU
-from fastdiff.models.resampling import Downsample, Nearest, Pool, Unshuffle, Upsample, Widen
+from fastdiff.models.norms import GroupNormSiLU, LayerNorm, RMSNormSiLU
+from fastdiff.models.resampling import Downsample, Nearest, Pool, Shrink, Unshuffle, Upsample, Widen
 
 from .formulas import image, near, randomized, rms
 
@@ -29,6 +29,18 @@ def test_rms_norm(film, silu):
     near(layer(x, scale=scale, shift=shift), F.silu(expected) if silu else expected)
     assert not layer(torch.zeros(1, 8, 2, 2)).isnan().any()
     near(ops.rms_norm_silu(x.flatten(2), layer.weight, silu=False), rms(x, layer.weight).flatten(2))
+
+
+@pytest.mark.parametrize("dtype, eps", [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)])
+@pytest.mark.parametrize("silu", [False, True])
+def test_layer_norm(dtype, eps, silu):
+    """Over a pixel's channels, with the eps of lucidrains' in half precision."""
+    layer, x = randomized(LayerNorm(8, silu=silu)).to(dtype), (image(2, 8, 3, 5) / 30).to(dtype)
+    exact, weight = x.double(), layer.weight.double()[:, None, None]
+    variance = exact.var(1, correction=0, keepdim=True)
+    expected = (exact - exact.mean(1, keepdim=True)) / (variance + eps).sqrt() * weight
+    expected = (F.silu(expected) if silu else expected).to(dtype)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [GROUP, RMSNormSiLU])
@@ -66,6 +78,9 @@ def test_resampling():
     assert not torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, stride=2, padding=1))
     layer = Unshuffle(8, 12)
     near(layer(x), F.conv2d(F.pixel_unshuffle(x, 2), layer.weight.reshape(12, 32, 1, 1), layer.bias))
+    layer = Shrink(8, 12)
+    near(layer(x), F.conv2d(x, layer.weight, layer.bias, stride=2, padding=1))
+    assert layer(x).shape == (2, 12, 3, 2) and layer.weight.shape == (12, 8, 4, 4)
     assert Upsample(8, 4)(x).shape == (2, 4, 12, 8) and Widen(8, 4)(x).shape == (2, 4, 6, 4)
 
 
@@ -128,7 +143,9 @@ def test_self_conditioning_is_zeros_where_nothing_is_given():
     dict(downsample="block", upsample="block", num_classes=3),
     dict(norm="rms", norm_first=False, scale_shift=True, widen="resample", downsample="unshuffle", memory=2,
          linear_attention_resolutions=(8,), heads=2, head_channels=4, qkv_bias=False),
-], ids=["asymmetric", "blocks", "lucidrains"])  # fmt: skip
+    dict(norm_first=False, scale_shift=True, widen="resample", downsample="conv_4x4", attention_norm="layer",
+         linear_attention_resolutions=(8,), heads=2, head_channels=4, linear_mean=True, standardized=True),
+], ids=["asymmetric", "blocks", "lucidrains", "lucidrains 0.28"])  # fmt: skip
 def test_channels_last_throughout(options):
     model = randomized(UNet(config(**options))).eval()
     seen = []

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fastdiff import UNet, load_unet
 from fastdiff.models import dialects
-from fastdiff.models.dialects import mapping
 
 from . import recorded
+from .recorded import gradients, largest, largest_of_samples
 
 CASES = [(name, case) for name in recorded.NAMES for case in ("int", "frac")]
 
@@ -32,7 +32,8 @@ def test_outputs_in_float64(name, case):
 
 @pytest.mark.parametrize("name", [name for name in recorded.NAMES if "classifier" not in name])
 def test_gradients(backend, name):
-    """Of mean(output^2) in x and in weights, one of each kind of layer, relative to the largest number.
+    """Of mean(output^2) in x and in weights, one of each kind of layer, relative to the largest number of a sample's
+    gradient, or of a weight's.
 
     The recorded ones are float32 themselves, as far from float64's as ours: up to 4e-5 of a deviation.
     """
@@ -40,23 +41,12 @@ def test_gradients(backend, name):
     x, t, extra = recorded.inputs(name, "int")
     x = x.clone().requires_grad_()
     model(x, t, **extra).square().mean().backward()
-    assert largest(x.grad, data["int.grad.x"]) < 2e-5
+    assert largest_of_samples(x.grad, data["int.grad.x"]) < 2e-5
     found = gradients(model, recorded.DIALECTS[name])
     wanted = [key.removeprefix("int.grad.param.") for key in data if key.startswith("int.grad.param.")]
     assert wanted
     for key in wanted:
         assert largest(found[key], data[f"int.grad.param.{key}"]) < 2e-5, key
-
-
-def largest(value, reference):
-    return ((value - reference).abs().max() / reference.abs().max()).item()
-
-
-def gradients(model, dialect):
-    """By the names of the dialect, like its weights."""
-    weights = mapping.weights(model, dialects.DIALECTS[dialect].table(model.config))
-    parameters = dict(model.named_parameters())
-    return dict(pair for weight in weights for pair in mapping.give(weight, parameters[weight.ours].grad))
 
 
 @pytest.mark.parametrize("case", ["int", "frac"])
@@ -71,7 +61,7 @@ def test_the_classifiers_gradient(case, dtype, tolerance):
     log_p.sum().backward()
     suffix = "_f64" if dtype is torch.float64 else ""
     assert recorded.error(log_p.detach(), data[f"{case}.log_p_y{suffix}"]) < tolerance
-    assert largest(x.grad, data[f"{case}.grad_x{suffix}"]) < tolerance
+    assert largest_of_samples(x.grad, data[f"{case}.grad_x{suffix}"]) < tolerance
 
 
 @pytest.mark.parametrize("name", recorded.NAMES)

@@ -11,6 +11,7 @@ import torch
 
 from fastdiff import load_unet
 from fastdiff.models.layers import sinusoidal_embedding
+from fastdiff.models.norms import GroupNormSiLU
 
 from . import recorded
 
@@ -40,6 +41,8 @@ WRONG = {
     "qkv: improved-diffusion packs heads x (q, k, v)": ("improved_a", dict(qkv_order="qkv")),
     "qkv: guided-diffusion's legacy order": ("guided_d_legacy", dict(qkv_order="qkv")),
     "qkv: guided-diffusion's new order is (q, k, v) x heads": ("guided_d_new", dict(qkv_order="heads")),
+    "qkv: diffusers' q, k and v are whole matrices": ("default_class", dict(qkv_order="heads")),
+    "qkv: lucidrains' is (q, k, v) x heads": ("lucidrains_unet", dict(qkv_order="heads")),
     "heads: by count": ("improved_a", dict(heads=2)),
     "heads: by channels": ("guided_d_new", dict(head_channels=32)),
     "heads: diffusers' attention_head_dim is a width": ("default_class", dict(head_channels=None, heads=1)),
@@ -60,15 +63,41 @@ def test_group_norm_eps_is_1e_5_in_openais(name):
     assert deviation(name, norm_eps=1e-6) > 1e-5
 
 
-def test_film_is_scale_first_and_shift_second():
-    """GN(h) * (1 + scale) + shift, of the first and second half of one linear layer."""
+@pytest.mark.parametrize("name", ["improved_a", "guided_d_new", "lucidrains_unet"])
+def test_film_is_scale_first_and_shift_second(name):
+    """norm(h) * (1 + scale) + shift, of the first and second half of one linear layer."""
+    model = recorded.network(name).double()
+    x, t, extra = recorded.inputs(name, "int", torch.float64)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".time." in key:
+                parameter.copy_(parameter.roll(len(parameter) // 2, 0))
+        assert recorded.error(model(x, t, **extra), recorded.fixture(name)["int.output_f64"]) > 1e-2
+
+
+def test_film_has_one_plus_scale():
+    """A network without the 1 has another output: its scale is what the layer gives, less 1."""
     model = recorded.network("improved_a").double()
     x, t, _ = recorded.inputs("improved_a", "int", torch.float64)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".time." in name:
-                parameter.copy_(parameter.roll(len(parameter) // 2, 0))
+        for key, parameter in model.named_parameters():
+            if key.endswith(".time.bias"):
+                parameter[: len(parameter) // 2] -= 1
         assert recorded.error(model(x, t), recorded.fixture("improved_a")["int.output_f64"]) > 1e-2
+
+
+def test_norm_is_rms_in_lucidrains_2_and_group_before():
+    """Told by the key: norm.g, or norm.weight and norm.bias; see dialects/test_lucidrains_versions.py."""
+    assert recorded.network("lucidrains_unet").config.norm == "rms"
+    assert "mid_block1.block1.norm.g" in recorded.fixture("lucidrains_unet")["sd"]
+    model = recorded.network("lucidrains_unet").double()
+    x, t, _ = recorded.inputs("lucidrains_unet", "int", torch.float64)
+    for name, module in list(model.named_modules()):
+        if name.endswith(("norm_1", "norm_2")):
+            model.set_submodule(name, GroupNormSiLU(len(module.weight), 8, 1e-5).double())
+            model.get_submodule(name).weight.data.copy_(module.weight)
+    with torch.no_grad():
+        assert recorded.error(model(x, t), recorded.fixture("lucidrains_unet")["int.output_f64"]) > 1e-2
 
 
 def test_film_comes_from_the_checkpoint():

@@ -8,7 +8,7 @@ class Site:
     """One normalisation of the network."""
 
     path: str  # of the module, such as "input_blocks.1.0.out_layers.0"
-    kind: str  # what lies in one op, such as "GroupNorm + FiLM + SiLU"
+    kind: str  # what lies in one op, such as "GroupNorm + FiLM + SiLU"; in [brackets] what only some of its calls have
     replaced: bool
     reason: str = ""  # why it was left, or why not more of it is in the op
 

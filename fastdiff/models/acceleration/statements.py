@@ -7,12 +7,16 @@ import textwrap
 
 
 def neighbours(cls):
-    """(a, b) for each `v = self.a(v)` followed by `v = self.b(v)` in a forward that names both just there."""
+    """(a, b) for each `v = self.a(v)` followed by `v = self.b(v)` in a forward that uses both just there.
+
+    To ask `if self.a:` first is no use of it.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls.forward)))
     except (OSError, TypeError, SyntaxError):
         return []
-    used = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    asked = [node.test for node in ast.walk(tree) if isinstance(node, ast.If)]
+    used = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in asked]
     calls = [
         (_own_call(first), _own_call(second))
         for node in ast.walk(tree)

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import logging
 from unittest import mock
 
 import torch
@@ -107,7 +108,7 @@ def _traced(module, cls, given):
     before, attributes = type(module), set(vars(module))
     module.__class__ = cls
     try:
-        with _refusing_functions():
+        with _refusing_functions(), _silent():
             graph = _Tracer(module, given).trace(module)
     finally:
         module.__class__ = before
@@ -115,6 +116,17 @@ def _traced(module, cls, given):
         for name in constants:
             delattr(module, name)
     return graph, constants
+
+
+@contextlib.contextmanager
+def _silent():
+    """What a forward logs of its arguments is not said of those that stand in for them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

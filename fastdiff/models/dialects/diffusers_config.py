@@ -39,15 +39,15 @@ def infer(shapes, given):
     values = {**DEFAULTS, **given}
     _check(values)
     size, widths = values["sample_size"], values["block_out_channels"]
-    size = size if isinstance(size, int) else _square(size)
+    size, width = (size, None) if isinstance(size, int) else size
     levels = len(widths)
     down = [size >> i for i in range(levels) if values["down_block_types"][i].startswith("Attn")]
     up = [size >> (levels - 1 - i) for i in range(levels) if values["up_block_types"][i].startswith("Attn")]
     asymmetric = values["downsample_padding"] == 0
     downsample = _resampling(values, "down")
     found = dict(
-        **FIXED, image_size=size, in_channels=values["in_channels"], out_channels=values["out_channels"],
-        channels=widths[0], channel_mult=[width / widths[0] for width in widths],
+        **FIXED, image_size=size, image_width=width, in_channels=values["in_channels"],
+        out_channels=values["out_channels"], channels=widths[0], channel_mult=[width / widths[0] for width in widths],
         num_res_blocks=values["layers_per_block"], attention_resolutions=down,
         attention_resolutions_up=None if sorted(up) == sorted(down) else up, **_heads(values, bool(down or up)),
         dropout=values["dropout"], groups=values["norm_num_groups"], norm_eps=values["norm_eps"],
@@ -66,7 +66,7 @@ def to_json(config):
     down = ["AttnDownBlock2D" if config.attention_at(i) else _named(plain[config.downsample], "Down") for i in levels]
     up = ["AttnUpBlock2D" if config.attention_at(i, True) else _named(plain[config.upsample], "Up") for i in levels]
     return dict(
-        DEFAULTS, _class_name="UNet2DModel", sample_size=config.image_size, in_channels=config.in_channels,
+        DEFAULTS, _class_name="UNet2DModel", sample_size=_size(config), in_channels=config.in_channels,
         out_channels=config.out_channels, freq_shift=config.freq_shift, flip_sin_to_cos=not config.sin_first,
         down_block_types=down, up_block_types=up[::-1], block_out_channels=list(config.widths),
         layers_per_block=config.num_res_blocks, downsample_padding=0 if config.downsample == "conv_asymmetric" else 1,
@@ -111,10 +111,8 @@ def _check(values):
         raise ValueError(f"attn_norm_num_groups must be norm_num_groups for a UNet, got {groups}")
 
 
-def _square(size):
-    if len(set(size)) != 1:
-        raise ValueError(f"sample_size must be square for a UNet, got {list(size)}")
-    return size[0]
+def _size(config):
+    return [config.image_size, config.image_width] if config.image_width else config.image_size
 
 
 def _resampling(values, side):

@@ -23,6 +23,27 @@ def diffusers_unet(**options):
         return diffusers.UNet2DModel(**{**config, **options})
 
 
+class Conditioned(nn.Module):
+    """UNet2DConditionModel, with attention to a text."""
+
+    def __init__(self, net, text):
+        super().__init__()
+        self.net, self.text = net, text
+
+    def forward(self, x, t):
+        return self.net(x, t, self.text)
+
+
+def conditional_unet():
+    diffusers = pytest.importorskip("diffusers", reason="accelerates diffusers, which is not installed")
+    net = diffusers.UNet2DConditionModel(
+        sample_size=16, in_channels=3, out_channels=3, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=8, cross_attention_dim=12, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    return Conditioned(net, torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(2)))
+
+
 def lucidrains_unet(**options):
     peer = pytest.importorskip("denoising_diffusion_pytorch", reason="accelerates that package, which is not installed")
     return peer.Unet(16, dim_mults=(1, 2), **options)
@@ -33,6 +54,7 @@ FILM = {"GroupNorm + SiLU": 9, "GroupNorm + FiLM + SiLU": 8, "GroupNorm": 4}
 NETWORKS = {
     "diffusers": (diffusers_unet, {}, SUM),
     "diffusers with FiLM": (diffusers_unet, dict(resnet_time_scale_shift="scale_shift", attn_norm_num_groups=8), FILM),
+    "diffusers' conditional one": (conditional_unet, {}, SUM),
     "lucidrains": (lucidrains_unet, {}, {"RMSNorm + [FiLM] + SiLU": 22, "RMSNorm": 7}),
 }
 

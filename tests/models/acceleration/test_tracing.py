@@ -1,6 +1,7 @@
 """Which forwards are followed, what in them is the pattern, and what only looks like it."""
 
 import concurrent.futures
+import logging
 
 import pytest
 import torch
@@ -176,6 +177,48 @@ def test_the_mode_is_looked_at_in_each_call():
     with torch.no_grad():
         assert_near(model(X), 2 * expected)
         assert_near(model.eval()(X), expected)
+
+
+class Two(Normed):
+    """Norm and SiLU in two statements, where no graph can follow, of a norm that may be None."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            if self.norm:
+                x = self.norm(x)
+                x = self.act(x)
+        return x
+
+
+class TwoAndMore(Normed):
+    """One that uses the norm once more."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.norm(x)
+            x = self.act(x)
+        return x * self.norm.eps
+
+
+@pytest.mark.parametrize("kind, found", [(Two, "GroupNorm + SiLU"), (TwoAndMore, "GroupNorm")])
+def test_to_ask_for_a_norm_is_no_use_of_it(kind, found):
+    model = drawn(kind())
+    expected = model(X)
+    assert fastdiff.accelerate(model).sites[0].kind == found
+    assert_near(model(X), expected)
+
+
+class Logging(Normed):
+    def forward(self, x):
+        logging.getLogger("foreign").warning("x is %s", type(x).__name__)
+        return self.act(self.norm(x))
+
+
+def test_tracing_logs_nothing(caplog):
+    model = drawn(Logging())
+    assert fastdiff.accelerate(model).sites[0].kind == "GroupNorm + SiLU" and not caplog.records
+    logging.getLogger("foreign").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 def test_a_silu_that_others_hold_is_left():

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+import fastdiff
 from fastdiff import load_unet, save_unet
 from tests.models.recorded import error
 
@@ -80,6 +81,18 @@ def test_gradients(tmp_path):
     assert error(b.grad, a.grad) < 2e-5
 
 
+def test_a_size_that_is_no_square(tmp_path):
+    """[height, width]: what `Sampler` draws, and what goes back into the config."""
+    theirs(dict(SMALL, sample_size=[16, 32])).save_pretrained(tmp_path / "a")
+    model = load_unet(tmp_path / "a")
+    assert model.sample_shape == (3, 16, 32) and model.config.attention_resolutions == (8,)
+    save_unet(model, tmp_path / "b", "diffusers")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["sample_size"] == [16, 32]
+    assert load_unet(tmp_path / "b").config == model.config
+    process = fastdiff.GaussianProcess(fastdiff.schedules.linear(1000))
+    assert fastdiff.Sampler(model, process, steps=2).sample(1, seed=0).shape == (1, 3, 16, 32)
+
+
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])
 def test_group_norm_eps_is_the_configs(eps, tmp_path):
     """At t = 0, where the embedding is exact, all is float64: the other eps is 1e4 times as far off."""
@@ -115,7 +128,6 @@ def test_weights_alone_ask_for_what_they_do_not_tell():
 
 @pytest.mark.parametrize("options, message", [
     (dict(sample_size=None), "config must say what the weights cannot: sample_size"),
-    (dict(sample_size=[16, 32]), r"sample_size must be square for a UNet, got \[16, 32\]"),
     (dict(act_fn="gelu"), "act_fn must be 'silu' or 'swish' for a UNet, got 'gelu'"),
     (dict(time_embedding_type="fourier"), "time_embedding_type must be 'positional' for a UNet, got 'fourier'"),
     (dict(center_input_sample=True), "center_input_sample must be False for a UNet, got True"),

@@ -63,33 +63,6 @@ def test_gradients():
     assert error(ours.block_out.conv_1.weight.grad, model.final_res_block.block1.proj.weight.grad) < 2e-5
 
 
-def before_2():
-    """As 1.x had it: GroupNorm of 8 groups in the blocks, and convolutions of standardised weights."""
-    model = theirs(SMALL)
-    for module in list(model.modules()):
-        if type(module).__name__ == "Block":
-            width = module.proj.out_channels
-            standard = StandardizedConv2d(module.proj.in_channels, width, 3, padding=1)
-            standard.load_state_dict(module.proj.state_dict())
-            module.proj, module.norm = standard, torch.nn.GroupNorm(8, width)
-            torch.nn.init.normal_(module.norm.weight, 1, 0.2)
-    return model
-
-
-def test_group_norm_before_2():
-    model = before_2()
-    weights = model.state_dict()
-    with pytest.raises(ValueError, match="config must say what the weights cannot: image_size, weight_standardization"):
-        load_unet(weights)
-    ours = load_unet(weights, config=dict(image_size=16, weight_standardization=True))
-    assert ours.config.norm == "group" and ours.config.attention_norm == "rms" and ours.config.groups == 8
-    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 999])
-    with torch.no_grad():
-        assert error(ours(x, t), model(x, t)) < 2e-5
-        plain = load_unet(weights, config=dict(image_size=16, weight_standardization=False))
-        assert error(plain(x, t), model(x, t)) > 1e-2
-
-
 def test_standardized_convolution():
     layer, x = StandardizedConv2d(3, 4, 3, padding=1), torch.randn(2, 3, 5, 5)
     flat = layer.weight.detach().flatten(1)
@@ -113,9 +86,3 @@ def test_a_trainers_file(ema, tmp_path):
     loaded = load_unet(tmp_path / "1.pt", config=dict(image_size=16), ema=ema)
     expected = averaged if ema else diffusion
     assert torch.equal(loaded.conv_in.weight, expected.model.init_conv.weight)
-
-
-def test_older_attention_is_refused():
-    weights = {key.replace("mid_attn.", "mid_attn.fn.fn."): value for key, value in theirs(SMALL).state_dict().items()}
-    with pytest.raises(ValueError, match="dialect must be lucidrains with attention's norm inside it"):
-        load_unet(weights, config=dict(image_size=16))

@@ -40,6 +40,9 @@ LUCIDRAINS = dict(
     widen="resample", attention_norm="rms", qkv_bias=False, stem_kernel=7, out_kernel=1, scale_shift=True, heads=(4, 4),
     head_channels=(32, 32), memory=4, linear_attention_resolutions=(16,), stem_channels=32, norm_eps=1e-5, groups=8,
 )  # fmt: skip
+BEFORE_1_8 = dict(
+    norm="group", memory=0, heads=4, head_channels=32, attention_resolutions=(), linear_attention_resolutions=(16, 8)
+)
 LEVELS = dict(channel_mult=(1, 1, 2), attention_resolutions=(16, 4))
 
 # The config, the options that its dialect has to be told, and the dialect.
@@ -100,8 +103,12 @@ NETWORKS = {
     "ddpm, two blocks": (DDPM | LEVELS | dict(num_res_blocks=2), {}, "ddpm"),
     "ddpm without convolutions between": (DDPM | dict(downsample="pool", upsample="nearest"), {}, "ddpm"),
     "lucidrains": (LUCIDRAINS, {}, "lucidrains"),
-    "lucidrains before 2.0": (
-        LUCIDRAINS | dict(norm="group", standardized=True), dict(weight_standardization=True), "lucidrains",
+    "lucidrains 1.9": (LUCIDRAINS | dict(norm="group"), {}, "lucidrains"),
+    "lucidrains 1.8": (LUCIDRAINS | dict(norm="group", memory=0), dict(attn_heads=4), "lucidrains"),
+    "lucidrains 1.7": (LUCIDRAINS | BEFORE_1_8, dict(version="1.7.7"), "lucidrains"),
+    "lucidrains 0.28": (
+        LUCIDRAINS | BEFORE_1_8 | dict(attention_norm="layer", standardized=True, linear_mean=True, fourier_features=8,
+                                       downsample="conv_4x4", self_condition=True), dict(version="0.28"), "lucidrains",
     ),
     "lucidrains, all linear but one, other heads": (
         LUCIDRAINS | dict(heads=(2, 3), head_channels=(8, 16), memory=2, attention_resolutions=(16,),
