@@ -1,0 +1,98 @@
+"""Runs every kernel's PTX on ptxsim: `python -m tests.ptx.run [--update]`, with names of rows or none for all.
+
+Without --update results go to the output as JSON, a line a row, which is how the tests run it: in a process of its own,
+where Triton does not interpret. With it the counts are kept in counts.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch  # noqa: E402
+
+from fastdiff.ops import reference  # noqa: E402
+from tests.ops.accuracy import assert_in_budget, error_of  # noqa: E402
+
+from . import cuda_kernels, inductor_kernels, kept, plants, triton_kernels  # noqa: E402
+from .cases_losses import CASES  # noqa: E402
+from .simulator import Buffer  # noqa: E402
+
+LANGUAGES = {"cuda": cuda_kernels, "triton": triton_kernels}
+
+
+def definition(case, dtype):
+    """The outputs of the plain PyTorch definition, in this dtype."""
+    arguments = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in case.arguments().items()
+    }
+    getattr(reference, case.op)(*arguments.values())
+    return case.outputs(arguments)
+
+
+def check(case, outputs):
+    exact, eager = definition(case, torch.float64), definition(case, torch.float32)
+    for name, value in outputs.items():
+        try:
+            assert_in_budget(value, exact[name], error_of(eager[name], exact[name]))
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error or 'not finite'}") from None
+
+
+def inductor(case):
+    try:
+        return {"count": inductor_kernels.instructions(case) / case.elements, "wrong": None}
+    except Exception as error:
+        print(traceback.format_exc(), file=sys.stderr)
+        return {"count": None, "wrong": f"{type(error).__name__}: {error}"}
+
+
+def measured(language, case, plant=None):
+    """Instructions an element, findings, kernels; and what is wrong, if anything."""
+    arguments = case.arguments()
+    outputs = case.outputs(arguments)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    buffers = [Buffer.of(name, value, name in outputs) for name, value in tensors.items()]
+    result = {"wrong": None, "findings": [], "kernels": [], "count": None}
+    try:
+        run = LANGUAGES[language].call(case.op, buffers, list(arguments.values()), plant)
+        result |= {"findings": run.findings, "kernels": run.kernels, "count": run.instructions / case.elements}
+        check(case, outputs)
+    except Exception as error:
+        result["wrong"] = f"{type(error).__name__}: {error}"
+        if not isinstance(error, AssertionError):
+            print(traceback.format_exc(), file=sys.stderr)
+    return result
+
+
+def row(name):
+    """`name`: a language and a case, perhaps with a plant before it."""
+    first, _, rest = name.partition(" ")
+    if first == "inductor":
+        return inductor(CASES[rest])
+    if first in plants.PLANTS:
+        language, case, plant, _ = plants.PLANTS[first]
+        return measured(language, CASES[case], plant)
+    return measured(first, CASES[rest])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--update", action="store_true")
+    options = parser.parse_args()
+    names = options.names or kept.names()
+    found = {}
+    for name in names:
+        found[name] = row(name)
+        print(json.dumps({"name": name, **found[name]}), flush=True)
+        if options.update:
+            kept.update(found)
+
+
+if __name__ == "__main__":
+    main()
