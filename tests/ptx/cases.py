@@ -1,4 +1,4 @@
-"""Calls of the ops with data: every kernel, its variants, dtypes and layouts; small, for a cost per element does not grow.
+"""Calls of the ops with data: every kernel, its variants, dtypes and layouts; small: a cost an element does not grow.
 
 `Case.arguments()` are those of the op's function in every backend, by name; outputs hold NaN.
 """
@@ -44,8 +44,8 @@ class Case:
         unknown = given.keys() - parameters
         if unknown:
             raise ValueError(f"arguments of {self.op} must be among {', '.join(parameters)}, got {unknown}")
-        absent = {name: None if each.default is inspect.Parameter.empty else each.default for name, each in parameters.items()}
-        return {name: given.get(name, absent[name]) for name in parameters}
+        defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+        return {name: given.get(name, defaults.get(name)) for name in parameters}
 
     def outputs(self, arguments):
         return {name: arguments[name] for name in OUTPUTS[self.op] if isinstance(arguments.get(name), torch.Tensor)}
@@ -112,7 +112,7 @@ def q_sample(dtype, last, source, variant):
 ROWS = {
     "drawn": DDPM, "given": DDPM, "guided": {**DDPM, "w": 3.5},
     "learned": {**DDPM, "std": 1.0, "l_0": -2.0, "l_1": 1.0},
-    "history": {**DDPM, "std": 0.0, "c_1": 0.3, "c_2": -0.2, "c_3": 0.1, "write": 1, "q_x": 0.5, "q_0": 0.25, "q_m": -1.0},
+    "history": {**DDPM, "std": 0.0, "c_1": 0.3, "c_2": -0.2, "c_3": 0.1, "write": 1, "q_x": 0.5, "q_0": 0.25, "q_m": -1},
     "masked": {**DDPM, "k_0": 0.8, "k_n": 0.6},
 }  # fmt: skip
 
@@ -185,7 +185,8 @@ def group_norm_silu_backward(dtype, last, variant):
     groups, size = groups_of(variant), C * math.prod(space) // groups_of(variant)
 
     def make(data):
-        given = dict(grad_y=data.image(), x=data.image(), groups=groups, grad_x=data.empty(), **norm_terms(data, variant))
+        given = dict(grad_y=data.image(), x=data.image(), groups=groups, grad_x=data.empty())
+        given |= norm_terms(data, variant)
         moved = given["x"].double() + (given["add"].double()[..., None, None] if "add" in given else 0)
         grouped = moved.reshape(B, groups, size)
         given["mean"] = grouped.mean(-1).float()
@@ -198,7 +199,8 @@ def group_norm_silu_backward(dtype, last, variant):
 def rms_terms(data, variant):
     film = data.film() if variant == "film" else {}
     film.pop("add", None)
-    return dict(x=data.image(), weight=data.numbers(data.shape[1], dtype=data.dtype), eps=0.0, most=1e12, silu=True, **film)
+    weight = data.numbers(data.shape[1], dtype=data.dtype)
+    return dict(x=data.image(), weight=weight, eps=0.0, most=1e12, silu=True, **film)
 
 
 def rms_norm_silu(dtype, last, variant):

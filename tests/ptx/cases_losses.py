@@ -25,6 +25,7 @@ from .cases import (
 
 WIDE, NARROW, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES, LAYOUTS = (WIDE, NARROW, HALF), (False, True)
+LOSSES, TERMS = ("", "learned", "large"), ("bound", "large", "decoder", "exact")
 LARGE = (2, 3, 64, 64)  # a sample is several chunks
 
 
@@ -44,7 +45,7 @@ def output_shape(data, learned):
 
 
 def diffusion_loss(dtype, last, variant, backward):
-    """Of uint8 images, the noise drawn, with both weights. learned: the output has a variance that is not read; large."""
+    """Of uint8 images, the noise drawn, with both weights. learned: the output has a variance, not read; large."""
     shape = LARGE if variant == "large" else IMAGES
 
     def make(data):
@@ -59,7 +60,7 @@ def diffusion_loss(dtype, last, variant, backward):
 
 
 def vlb_terms(dtype, last, variant, backward):
-    """A learned variance. bound: t > 0; large: likewise; decoder: t = 0, by the approximation; exact: t = 0, with erf."""
+    """A learned variance. bound and large: t > 0; decoder: t = 0, by the approximation; exact: t = 0, with erf."""
     shape = LARGE if variant == "large" else IMAGES
 
     def make(data):
@@ -90,8 +91,8 @@ def _cases():
             for op in (rms_norm_silu, rms_norm_silu_backward):
                 yield from (op(dtype, last, variant) for variant in PAGES)
             for backward in (False, True):
-                yield from (diffusion_loss(dtype, last, variant, backward) for variant in ("", "learned", "large"))
-                yield from (vlb_terms(dtype, last, variant, backward) for variant in ("bound", "large", "decoder", "exact"))
+                yield from (diffusion_loss(dtype, last, variant, backward) for variant in LOSSES)
+                yield from (vlb_terms(dtype, last, variant, backward) for variant in TERMS)
 
 
 CASES = {case.name: case for case in _cases()}

@@ -1,11 +1,12 @@
 """The CUDA kernels' PTX, as fastdiff._C carries it, launched by their own host functions.
 
-The library of tests/simt has the host functions; with `elsewhere` it hands each launch over: the kernel's name, its grid,
-and the bytes of its arguments. In these, addresses of tensors become those of ptxsim's buffers.
+The library of tests/simt has the host functions; with `elsewhere` it hands each launch over: the kernel's name, its
+grid, and the bytes of its arguments. In these, addresses of tensors become those of ptxsim's buffers.
 """
 
 import functools
 import importlib.util
+import os
 import re
 import shutil
 import struct
@@ -39,10 +40,9 @@ def unavailable():
 
 @functools.cache
 def cuobjdump():
-    import triton.backends.nvidia
-
-    theirs = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    return str(theirs) if theirs.exists() else shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    places = [Path(triton.origin).parent / "backends/nvidia/bin"] if triton else []
+    return shutil.which("cuobjdump", path=os.pathsep.join([*map(str, places), os.environ.get("PATH", "")]))
 
 
 @functools.cache
@@ -103,7 +103,8 @@ class Call:
             raise ValueError(f"arguments of {kernel} must be as it was compiled for: build the module again")
         given += pointers + [ptxsim.NULL] * (EXTRA - len(pointers))
         stats = simulator.launch(module, symbol, grid, block, given, shared)
-        self.run.add(static.qualified(self.source, kernel), stats, {f"buffer_{i}": each for i, each in enumerate(self.buffers)})
+        named = {f"buffer_{i}": each for i, each in enumerate(self.buffers)}
+        self.run.add(static.qualified(self.source, kernel), stats, named)
 
     def places(self, module, pointers):
         """(begin, end, ptxsim's address) of memory: it numbers a module's variables, the arguments, and the buffers."""

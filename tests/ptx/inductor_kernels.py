@@ -9,6 +9,7 @@ import math
 from unittest import mock
 
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import plain, simulator
 
@@ -31,12 +32,23 @@ def instructions(case):
         views = [value.permute(inverse(permuted[name])) for name, value in zip(dense, values, strict=True)]
         return getattr(plain, case.op)(case, **dict(zip(dense, views, strict=True)), **rest)
 
+    graph = traced(function, list(dense.values()))
     specs = [(str(value.dtype).removeprefix("torch."), tuple(value.shape)) for value in dense.values()]
     with mock.patch.object(torch.Tensor, "contiguous", contiguous):
-        found = simulator.load("inductor_util").inductor_kernels(function, specs)
+        found = simulator.load("inductor_util").inductor_kernels(lambda *values: graph(*values), specs)
     counter = Counter()
     execute(found.source, counter, list(dense.values()))
     return counter.total
+
+
+def traced(function, tensors):
+    """The function's operations on the CPU, where autograd and indexing need no driver; they are done on a GPU then."""
+    graph = make_fx(function)(*tensors)
+    for node in graph.graph.nodes:
+        if "device" in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
+    graph.recompile()
+    return graph
 
 
 def contiguous(tensor, memory_format=torch.contiguous_format):

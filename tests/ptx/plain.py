@@ -11,13 +11,8 @@ from fastdiff.ops import vlb_columns
 from .cases import groups_of
 
 
-def at(table, i):
-    """table[i], as it is traced."""
-    return torch.ops.aten.index(table, [i])
-
-
 def per_sample(table, t):
-    return at(table, t).view(-1, 1, 1, 1)
+    return table[t].view(-1, 1, 1, 1)
 
 
 def wide(value):
@@ -43,26 +38,26 @@ def q_sample(case, x_start, t, alpha, sigma, noise=None, flip=None, noise_out=No
 
 def reverse_step(case, x, model_output, rows, row, history=None, noise=None, mask=None, known=None, **_):
     B, C = x.shape[:2]
-    coefficients = at(rows, row)
+    coefficients = rows[row]
 
     def k(name):
-        return coefficients.narrow(1, plan_rows.COLUMNS[name], 1).view(-1, 1, 1, 1)
+        return coefficients[:, plan_rows.COLUMNS[name]].view(-1, 1, 1, 1)
 
     cond = model_output.float()
-    m = cond.narrow(1, 0, C)
+    m = cond[:, :C]
     if case.variant == "guided":
-        uncond, m = m.narrow(0, 0, B), m.narrow(0, B, B)
+        uncond, m = m[:B], m[B:]
         m = uncond + k("w") * (m - uncond)
     x0 = torch.clamp(k("p_x") * x + k("p_m") * m, -k("bound"), k("bound"))
     y = k("c_x") * x + k("c_0") * x0
     outputs = []
     if history is not None:
-        y = y + sum(k(f"c_{slot + 1}") * history.select(0, slot) for slot in range(3))
+        y = y + sum(k(f"c_{slot + 1}") * history[slot] for slot in range(3))
         outputs.append(k("q_x") * x + k("q_0") * x0 + k("q_m") * m)
     else:
         std = k("std")
         if case.variant == "learned":
-            std = std * torch.exp((k("l_0") + k("l_1") * cond.narrow(1, C, C)) / 2)
+            std = std * torch.exp((k("l_0") + k("l_1") * cond[:, C:]) / 2)
         y = y + std * (torch.randn_like(x) if noise is None else noise)
     if mask is not None:
         y = mask * y + (1 - mask) * (k("k_0") * known + k("k_n") * torch.randn_like(x))
@@ -74,7 +69,7 @@ def group_norm_silu(case, x, weight, bias, add=None, scale=None, shift=None, res
     h = F.group_norm(x if add is None else x + wide(add), groups_of(case.variant), weight.to(x), bias.to(x), 1e-5)
     h = h if scale is None else h * (1 + wide(scale)) + wide(shift)
     h = F.silu(h)
-    return h if residual is None else F.dropout(h, 0.25) + residual
+    return h if residual is None else h * (torch.rand_like(h) > 0.25) * (4 / 3) + residual
 
 
 def group_norm_silu_backward(case, grad_y, x, mean, rstd, weight, bias, add=None, scale=None, shift=None, **_):
@@ -91,7 +86,7 @@ def group_norm_silu_backward(case, grad_y, x, mean, rstd, weight, bias, add=None
     film = () if scale is None else ((dh * normed).sum((2, 3)), dh.sum((2, 3)))
     dh = dh if scale is None else dh * (1 + wide(scale))
     backward = torch.ops.aten.native_group_norm_backward
-    grad_x, grad_weight, grad_bias = backward(dh, moved, mean, rstd, weight, B, C, S, groups, [True] * 3)
+    grad_x, grad_weight, grad_bias = backward(dh, moved, mean, rstd, weight.float(), B, C, S, groups, [True] * 3)
     outputs = grad_x.to(x.dtype), grad_weight, grad_bias, *film
     return outputs if add is None else (*outputs, grad_x.sum((2, 3)))
 
@@ -110,13 +105,13 @@ def rms_norm_silu_backward(case, grad_y, **leaves):
 
 
 def _mean(value, t, weight, sample_weight):
-    return value.flatten(1).mean(1) * at(weight, t) * sample_weight
+    return value.flatten(1).mean(1) * weight[t] * sample_weight
 
 
 def diffusion_loss(case, model_output, x_start, t, target_x0, target_eps, flip, weight, sample_weight, **_):
     x0 = clean(x_start, flip)
     target = per_sample(target_x0, t) * x0 + per_sample(target_eps, t) * torch.randn_like(x0)
-    difference = model_output.narrow(1, 0, x0.shape[1]).float() - target
+    difference = model_output[:, : x0.shape[1]].float() - target
     return _mean(difference.square(), t, weight, sample_weight)
 
 
@@ -131,9 +126,9 @@ def _gradient(function, case, upstream, model_output, arguments):
 
 def vlb_terms(case, model_output, x_start, x_t, t, table, **_):
     """improved-diffusion's: both terms, of which t chooses."""
-    x0, x, C = clean(x_start, None), x_t.float(), x_start.shape[1]
-    m, v = (model_output.float().narrow(1, first, C) for first in (0, C))
-    row = {name: per_sample(table.select(1, i), t) for i, name in enumerate(vlb_columns.NAMES)}
+    x0, x = clean(x_start, None), x_t.float()
+    m, v = model_output.float().chunk(2, 1)
+    row = {name: per_sample(table[:, i], t) for i, name in enumerate(vlb_columns.NAMES)}
     mean = row["r_0"] * (row["p_x"] * x + row["p_m"] * m) + row["r_x"] * x
     truth, log_variance = row["r_0"] * x0 + row["r_x"] * x, row["l_0"] + row["l_1"] * v
     kl = -1 + log_variance - row["l_q"] + torch.exp(row["l_q"] - log_variance)

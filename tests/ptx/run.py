@@ -12,14 +12,14 @@ import traceback
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-import torch  # noqa: E402
+import torch
 
-from fastdiff.ops import reference  # noqa: E402
-from tests.ops.accuracy import assert_in_budget, error_of  # noqa: E402
+from fastdiff.ops import reference
+from tests.ops.accuracy import assert_in_budget, error_of
 
-from . import cuda_kernels, inductor_kernels, kept, plants, triton_kernels  # noqa: E402
-from .cases_losses import CASES  # noqa: E402
-from .simulator import Buffer  # noqa: E402
+from . import cuda_kernels, inductor_kernels, kept, plants, triton_kernels
+from .cases_losses import CASES
+from .simulator import Buffer
 
 LANGUAGES = {"cuda": cuda_kernels, "triton": triton_kernels}
 
@@ -92,6 +92,8 @@ def main():
         print(json.dumps({"name": name, **found[name]}), flush=True)
         if options.update:
             kept.update(found)
+    if options.update:
+        print("MORE =", json.dumps(kept.too_many(kept.read()["rows"]), indent=4))
 
 
 if __name__ == "__main__":

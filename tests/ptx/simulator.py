@@ -26,8 +26,9 @@ def unavailable():
 
 @functools.cache
 def load(name="ptxsim"):
-    """A module of ptxsim; its interpreter is compiled in build/."""
-    os.environ.setdefault("PTXSIM_BUILD", str(ROOT / "build" / "ptxsim"))
+    """A module of ptxsim; what it compiles, once, stays in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("PTXSIM_BUILD", str(Path(cache, "fastdiff", "ptxsim")))
     place = str(Path(os.environ["FASTDIFF_PTXSIM"]).resolve())
     if place not in sys.path:
         sys.path.append(place)
