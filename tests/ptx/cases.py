@@ -14,7 +14,7 @@ from fastdiff.ops import reference
 from tests.ops.test_reverse_step import DDPM, table
 from tests.simt.harness import ARGUMENTS
 
-IMAGES, LATENTS, GROUPS = (2, 3, 32, 32), (2, 4, 32, 32), 32
+IMAGES, LATENTS, ODD, GROUPS = (2, 3, 32, 32), (2, 4, 32, 32), (2, 3, 5, 7), 32
 TIMESTEPS = 10
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.uint8: "u8"}
 OUTPUTS = {op: {name.rstrip("*") for name in names.split() if name.endswith("*")} for op, names in ARGUMENTS.items()}
@@ -91,38 +91,48 @@ class Data:
         return dict(add=self.numbers(B, C, dtype=self.dtype), scale=both[:, :C], shift=both[:, C:])
 
 
-def normal(dtype, last):
-    return Case("normal", "", dtype, last, lambda data: dict(out=data.empty(), stream=0, **data.counters()), IMAGES)
+def images_of(variant):
+    """odd: no row is of vectors."""
+    return ODD if variant.endswith("odd") else IMAGES
+
+
+def normal(dtype, last, variant):
+    def make(data):
+        return dict(out=data.empty(), stream=0, **data.counters())
+
+    return Case("normal", variant, dtype, last, make, images_of(variant))
 
 
 def q_sample(dtype, last, source, variant):
-    """variant: drawn; given, the noise; training, drawn and returned, with flips."""
+    """variant: drawn; given, the noise; training, drawn and returned, with flips; odd likewise."""
 
     def make(data):
         noise = dict(noise=data.image(torch.float32)) if variant == "given" else data.counters()
         extra = {}
-        if variant == "training":
+        if variant in ("training", "odd"):
             extra = dict(flip=torch.tensor([True, False]), noise_out=data.empty(torch.float32))
         tables = dict(alpha=data.table(TIMESTEPS), sigma=data.table(TIMESTEPS))
         return dict(x_start=data.image(source), t=data.t(), stream=3, x_t=data.empty(), **tables, **noise, **extra)
 
-    return Case("q_sample", f"of {NAMES[source]} {variant}", dtype, last, make, IMAGES)
+    return Case("q_sample", f"of {NAMES[source]} {variant}", dtype, last, make, images_of(variant))
 
 
 ROWS = {
     "drawn": DDPM, "given": DDPM, "guided": {**DDPM, "w": 3.5},
     "learned": {**DDPM, "std": 1.0, "l_0": -2.0, "l_1": 1.0},
-    "history": {**DDPM, "std": 0.0, "c_1": 0.3, "c_2": -0.2, "c_3": 0.1, "write": 1, "q_x": 0.5, "q_0": 0.25, "q_m": -1},
+    "history": {**DDPM, "std": 0, "c_1": 0.3, "c_2": -0.2, "c_3": 0.1, "write": 1, "q_x": 0.5, "q_0": 0.25, "q_m": -1},
     "masked": {**DDPM, "k_0": 0.8, "k_n": 0.6},
 }  # fmt: skip
 
 
 def reverse_step(dtype, last, variant):
-    """A float32 state, a network of the dtype; both of the layout."""
-    B, C, *space = LATENTS
+    """A float32 state, and a state of the dtype where it is narrow; a network of the dtype; both of the layout."""
+    shape = ODD if variant.endswith("odd") else LATENTS
+    B, C, *space = shape
 
     def make(data):
-        row, wide = {**ROWS[variant], "c_in": 0.7}, torch.float32
+        row = {**ROWS.get(variant, ROWS["drawn"]), "c_in": 0.7}
+        wide = dtype if variant.startswith("narrow") else torch.float32
         copies, halves = 1 + (variant == "guided"), 1 + (variant == "learned")
         given = dict(x=data.image(wide), model_output=data.image(shape=(copies * B, halves * C, *space)),
                      rows=table(row, row), row=torch.tensor([0]), out=data.empty(wide),
@@ -134,7 +144,7 @@ def reverse_step(dtype, last, variant):
             given["mask"], given["known"] = (data.image(wide, (B, 1, *space)) > 0).float(), data.image(wide)
         return {**given, **(dict(noise=data.image(wide)) if variant == "given" else data.counters())}
 
-    return Case("reverse_step", variant, dtype, last, make, LATENTS)
+    return Case("reverse_step", variant, dtype, last, make, shape)
 
 
 BLOCKS = {  # of group_norm_silu: a group fits on chip, with or without all terms; it does not; its rows are no vectors

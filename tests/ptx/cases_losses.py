@@ -9,13 +9,13 @@ from tests.ops.losses import at, process
 
 from .cases import (
     BLOCKS,
-    IMAGES,
     PAGES,
     ROWS,
     TIMESTEPS,
     Case,
     group_norm_silu,
     group_norm_silu_backward,
+    images_of,
     normal,
     q_sample,
     reverse_step,
@@ -25,7 +25,8 @@ from .cases import (
 
 WIDE, NARROW, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES, LAYOUTS = (WIDE, NARROW, HALF), (False, True)
-LOSSES, TERMS = ("", "learned", "large"), ("bound", "large", "decoder", "exact")
+LOSSES, TERMS = ("", "learned", "large", "odd"), ("bound", "large", "decoder", "exact", "odd")
+STATES = ("odd", "narrow", "narrow odd")
 LARGE = (2, 3, 64, 64)  # a sample is several chunks
 
 
@@ -46,7 +47,7 @@ def output_shape(data, learned):
 
 def diffusion_loss(dtype, last, variant, backward):
     """Of uint8 images, the noise drawn, with both weights. learned: the output has a variance, not read; large."""
-    shape = LARGE if variant == "large" else IMAGES
+    shape = LARGE if variant == "large" else images_of(variant)
 
     def make(data):
         whole = output_shape(data, variant == "learned")
@@ -61,7 +62,7 @@ def diffusion_loss(dtype, last, variant, backward):
 
 def vlb_terms(dtype, last, variant, backward):
     """A learned variance. bound and large: t > 0; decoder: t = 0, by the approximation; exact: t = 0, with erf."""
-    shape = LARGE if variant == "large" else IMAGES
+    shape = LARGE if variant == "large" else images_of(variant)
 
     def make(data):
         decoder, setting = variant in ("decoder", "exact"), process()
@@ -81,11 +82,11 @@ def vlb_terms(dtype, last, variant, backward):
 def _cases():
     for dtype in DTYPES:
         for last in LAYOUTS:
-            yield normal(dtype, last)
+            yield from (normal(dtype, last, variant) for variant in ("", "odd"))
             for source in (torch.uint8, WIDE):
                 yield from (q_sample(dtype, last, source, variant) for variant in ("drawn", "given"))
-            yield q_sample(dtype, last, torch.uint8, "training")
-            yield from (reverse_step(dtype, last, variant) for variant in ROWS)
+            yield from (q_sample(dtype, last, torch.uint8, variant) for variant in ("training", "odd"))
+            yield from (reverse_step(dtype, last, variant) for variant in (*ROWS, *STATES))
             for op in (group_norm_silu, group_norm_silu_backward):
                 yield from (op(dtype, last, variant) for variant in BLOCKS)
             for op in (rms_norm_silu, rms_norm_silu_backward):

@@ -113,7 +113,7 @@ class Call:
         return [(each["lo"], each["hi"], first + i << ptxsim.VA_SHIFT) for i, each in enumerate(spans)]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def parsed(text):
     return simulator.load().Module(text)
 

@@ -17,6 +17,7 @@ WARP = simulator.WARP
 
 
 def unavailable():
+    """Why nothing can be generated; None where it can."""
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
@@ -30,7 +31,7 @@ def instructions(case):
 
     def function(*values):
         views = [value.permute(inverse(permuted[name])) for name, value in zip(dense, values, strict=True)]
-        return getattr(plain, case.op)(case, **dict(zip(dense, views, strict=True)), **rest)
+        return list(getattr(plain, case.op)(case, **dict(zip(dense, views, strict=True)), **rest).values())
 
     graph = traced(function, list(dense.values()))
     specs = [(str(value.dtype).removeprefix("torch."), tuple(value.shape)) for value in dense.values()]
@@ -80,8 +81,10 @@ class Counter:
 
 
 class Kernel:
+    """One that inductor generated, with its candidate configurations."""
+
     def __init__(self, counter, generated):
-        self.counter, self.generated, self.compiled = counter, generated, {}
+        self.counter, self.generated = counter, generated
 
     def run(self, *arguments, stream):
         fewest = math.inf
@@ -96,12 +99,11 @@ class Kernel:
 
         kernel = self.generated
         compiled = kernel.compile(config)
-        names = [name for name in kernel.fn.arg_names if name in compiled.arg_names or name not in compiled.constants]
         values = dict(zip(kernel.fn.arg_names, arguments, strict=False))
         grid = GridExpr.from_meta(kernel.inductor_meta, kernel.configs[config]).eval_slow(
             {name: value for name, value in values.items() if isinstance(value, int)}
         )
-        given = [flat(values[name]) for name in names if name in compiled.arg_names]
+        given = [flat(values[name]) for name in compiled.arg_names]
         stats = compiled.launch(grid, given, on_race="ignore", on_uninit="ignore")
         return WARP * stats["warp_instructions"]
 
@@ -112,6 +114,7 @@ def flat(value):
 
 
 def execute(source, counter, tensors):
+    """Inductor's wrapper, its device the CPU."""
     util = simulator.load("inductor_util")
     module = {"__name__": "inductor_wrapper"}
     with util.fake_h100(), contextlib.ExitStack() as stack:

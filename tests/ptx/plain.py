@@ -1,4 +1,4 @@
-"""Each op as a user of PyTorch writes it and torch.compile takes it: (case, arguments by name) -> outputs."""
+"""Each op as a user of PyTorch writes it and torch.compile takes it: (case, arguments by name) -> outputs by name."""
 
 import math
 
@@ -21,7 +21,7 @@ def wide(value):
 
 
 def normal(case, out, **_):
-    return torch.randn_like(out)
+    return dict(out=torch.randn_like(out))
 
 
 def clean(x_start, flip):
@@ -33,7 +33,7 @@ def q_sample(case, x_start, t, alpha, sigma, noise=None, flip=None, noise_out=No
     x0 = clean(x_start, flip)
     drawn = torch.randn_like(x0) if noise is None else noise
     x_t = (per_sample(alpha, t) * x0 + per_sample(sigma, t) * drawn).to(case.dtype)
-    return x_t if noise_out is None else (x_t, drawn)
+    return dict(x_t=x_t) if noise_out is None else dict(x_t=x_t, noise_out=drawn)
 
 
 def reverse_step(case, x, model_output, rows, row, history=None, noise=None, mask=None, known=None, **_):
@@ -50,10 +50,10 @@ def reverse_step(case, x, model_output, rows, row, history=None, noise=None, mas
         m = uncond + k("w") * (m - uncond)
     x0 = torch.clamp(k("p_x") * x + k("p_m") * m, -k("bound"), k("bound"))
     y = k("c_x") * x + k("c_0") * x0
-    outputs = []
+    outputs = {}
     if history is not None:
         y = y + sum(k(f"c_{slot + 1}") * history[slot] for slot in range(3))
-        outputs.append(k("q_x") * x + k("q_0") * x0 + k("q_m") * m)
+        outputs["history"] = k("q_x") * x + k("q_0") * x0 + k("q_m") * m  # of one slot
     else:
         std = k("std")
         if case.variant == "learned":
@@ -62,14 +62,15 @@ def reverse_step(case, x, model_output, rows, row, history=None, noise=None, mas
     if mask is not None:
         y = mask * y + (1 - mask) * (k("k_0") * known + k("k_n") * torch.randn_like(x))
     following = (k("c_in") * y).to(case.dtype)
-    return y, torch.cat([following, following]) if case.variant == "guided" else following, *outputs
+    following = torch.cat([following, following]) if case.variant == "guided" else following
+    return dict(out=y, model_input=following, **outputs)
 
 
 def group_norm_silu(case, x, weight, bias, add=None, scale=None, shift=None, residual=None, **_):
     h = F.group_norm(x if add is None else x + wide(add), groups_of(case.variant), weight.to(x), bias.to(x), 1e-5)
     h = h if scale is None else h * (1 + wide(scale)) + wide(shift)
     h = F.silu(h)
-    return h if residual is None else h * (torch.rand_like(h) > 0.25) * (4 / 3) + residual
+    return dict(y=h if residual is None else h * (torch.rand_like(h) > 0.25) * (4 / 3) + residual)
 
 
 def group_norm_silu_backward(case, grad_y, x, mean, rstd, weight, bias, add=None, scale=None, shift=None, **_):
@@ -83,25 +84,26 @@ def group_norm_silu_backward(case, grad_y, x, mean, rstd, weight, bias, add=None
     if case.variant.endswith("dropout"):
         grad = grad * (torch.rand_like(grad) > 0.25) * (4 / 3)
     dh = grad * gate * (1 + h * (1 - gate))
-    film = () if scale is None else ((dh * normed).sum((2, 3)), dh.sum((2, 3)))
+    film = {} if scale is None else dict(grad_scale=(dh * normed).sum((2, 3)), grad_shift=dh.sum((2, 3)))
     dh = dh if scale is None else dh * (1 + wide(scale))
     backward = torch.ops.aten.native_group_norm_backward
     grad_x, grad_weight, grad_bias = backward(dh, moved, mean, rstd, weight.float(), B, C, S, groups, [True] * 3)
-    outputs = grad_x.to(x.dtype), grad_weight, grad_bias, *film
-    return outputs if add is None else (*outputs, grad_x.sum((2, 3)))
+    film |= {} if add is None else dict(grad_add=grad_x.sum((2, 3)))
+    return dict(grad_x=grad_x.to(x.dtype), grad_weight=grad_weight, grad_bias=grad_bias, **film)
 
 
 def rms_norm_silu(case, x, weight, scale=None, shift=None, **_):
     """lucidrains' RMSNorm."""
     h = F.normalize(x, dim=1) * weight.to(x).view(1, -1, 1, 1) * x.shape[1] ** 0.5
     h = h if scale is None else h * (1 + wide(scale)) + wide(shift)
-    return F.silu(h)
+    return dict(y=F.silu(h))
 
 
 def rms_norm_silu_backward(case, grad_y, **leaves):
     leaves = {name: leaves[name] for name in ("x", "weight", "scale", "shift") if leaves.get(name) is not None}
     leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
-    return torch.autograd.grad(rms_norm_silu(case, **leaves), list(leaves.values()), grad_y)
+    found = torch.autograd.grad(rms_norm_silu(case, **leaves)["y"], list(leaves.values()), grad_y)
+    return {f"grad_{name}": gradient for name, gradient in zip(leaves, found, strict=True)}
 
 
 def _mean(value, t, weight, sample_weight):
@@ -112,7 +114,7 @@ def diffusion_loss(case, model_output, x_start, t, target_x0, target_eps, flip, 
     x0 = clean(x_start, flip)
     target = per_sample(target_x0, t) * x0 + per_sample(target_eps, t) * torch.randn_like(x0)
     difference = model_output[:, : x0.shape[1]].float() - target
-    return _mean(difference.square(), t, weight, sample_weight)
+    return dict(loss=_mean(difference.square(), t, weight, sample_weight))
 
 
 def diffusion_loss_backward(case, grad_loss, model_output, **arguments):
@@ -121,7 +123,8 @@ def diffusion_loss_backward(case, grad_loss, model_output, **arguments):
 
 def _gradient(function, case, upstream, model_output, arguments):
     leaf = model_output.detach().requires_grad_()
-    return torch.autograd.grad(function(case, leaf, **arguments), leaf, upstream)
+    (value,) = function(case, leaf, **arguments).values()
+    return dict(grad=torch.autograd.grad(value, leaf, upstream)[0])
 
 
 def vlb_terms(case, model_output, x_start, x_t, t, table, **_):
@@ -134,7 +137,7 @@ def vlb_terms(case, model_output, x_start, x_t, t, table, **_):
     kl = -1 + log_variance - row["l_q"] + torch.exp(row["l_q"] - log_variance)
     kl = 0.5 * (kl + (truth - mean).square() * torch.exp(-log_variance))
     nats = torch.where((t == 0).view(-1, 1, 1, 1), -log_likelihood(x0, mean, log_variance, case.variant == "exact"), kl)
-    return nats.flatten(1).mean(1) / math.log(2)
+    return dict(terms=nats.flatten(1).mean(1) / math.log(2))
 
 
 def cdf(u, exact):

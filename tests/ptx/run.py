@@ -35,6 +35,7 @@ def definition(case, dtype):
 
 
 def check(case, outputs):
+    """The error budget of tests/ops."""
     exact, eager = definition(case, torch.float64), definition(case, torch.float32)
     for name, value in outputs.items():
         try:
@@ -44,6 +45,7 @@ def check(case, outputs):
 
 
 def inductor(case):
+    """Instructions an element of inductor's kernels."""
     try:
         return {"count": inductor_kernels.instructions(case) / case.elements, "wrong": None}
     except Exception as error:

@@ -16,6 +16,7 @@ ARCH = 90
 
 
 def unavailable():
+    """Why nothing can be compiled; None where it can."""
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
@@ -25,7 +26,7 @@ def kernels():
     return {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.MULTILINE)}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def parsed(text):
     return simulator.load().Module(text)
 
