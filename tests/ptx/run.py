@@ -1,7 +1,8 @@
-"""Runs every kernel's PTX on ptxsim: `python -m tests.ptx.run [--update]`, with names of rows or none for all.
+"""Runs kernels' PTX on ptxsim: `python -m tests.ptx.run [--update] [NAME...]`.
 
-Without --update results go to the output as JSON, a line a row, which is how the tests run it: in a process of its own,
-where Triton does not interpret. With it the counts are kept in counts.json.
+A name is that of a row, "cuda q_sample of u8 drawn bf16 first", or how those of counted rows begin, "triton"; none: all
+of these. Results go to the output as JSON, a line a row, which is how the tests run it: in a process of its own, where
+Triton does not interpret. With --update the counts are kept in counts.json, and what stands in kept.MORE is printed.
 """
 
 import argparse
@@ -82,20 +83,25 @@ def row(name):
     return measured(first, CASES[rest])
 
 
+def rows(name):
+    """The row of this name, or the counted ones whose names begin so."""
+    return [each for each in kept.names() if each.startswith(f"{name} ")] or [name]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--update", action="store_true")
     options = parser.parse_args()
-    names = options.names or kept.names()
-    found = {}
-    for name in names:
+    wanted, found = [each for name in options.names for each in rows(name)] or kept.names(), {}
+    for name in wanted:
         found[name] = row(name)
         print(json.dumps({"name": name, **found[name]}), flush=True)
         if options.update:
             kept.update(found)
     if options.update:
-        print("MORE =", json.dumps(kept.too_many(kept.read()["rows"]), indent=4))
+        for name, share in kept.too_many(kept.read()["rows"]).items():
+            print(f'    "{name}": {share},')
 
 
 if __name__ == "__main__":
