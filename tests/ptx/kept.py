@@ -72,6 +72,9 @@ def read():
 
 def update(found):
     """Keeps what was counted, and drops the rows of cases that are no more."""
-    rows = read()["rows"] | {name: round(result["count"], 2) for name, result in found.items() if result["count"]}
+    before, now = read(), toolchain()
+    counted = {name: round(result["count"], 2) for name, result in found.items() if result["count"]}
+    rows, versions = before["rows"] | counted, before["toolchain"]
+    versions = versions | {language: now[language] for language in {name.split()[0] for name in counted} & now.keys()}
     lines = ",\n".join(f"  {json.dumps(name)}: {rows[name]}" for name in names() if name in rows)
-    KEPT.write_text(f'{{"toolchain": {json.dumps(toolchain())}, "rows": {{\n{lines}\n}}}}\n')
+    KEPT.write_text(f'{{"toolchain": {json.dumps(versions, sort_keys=True)}, "rows": {{\n{lines}\n}}}}\n')

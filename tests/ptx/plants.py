@@ -3,8 +3,8 @@
 import re
 
 
-def instead(pattern, text, count=1):
-    """The first matches are replaced, all of them where count is 0."""
+def instead(pattern, text, count=0):
+    """The first so many matches are replaced; 0: all."""
 
     def change(ptx):
         return re.sub(pattern, text, ptx, count=count, flags=re.MULTILINE)
@@ -12,8 +12,9 @@ def instead(pattern, text, count=1):
     return change
 
 
-def without(pattern, count=1):
-    return instead(pattern, "", count)
+def without(pattern):
+    """The first match is dropped."""
+    return instead(pattern, "", 1)
 
 
 BARRIER = r"^.*\bbar(?:rier)?\.(?:cta\.)?sync.*;.*$"
@@ -23,12 +24,12 @@ MINUS_LOG2E = r"0f[Bb][Ff][Bb]8[Aa][Aa]3[Bb]"
 
 NORM, ROW = "group_norm_silu film bf16 last", "reverse_step drawn f32 first"
 PLANTS = {
-    "cuda-barrier": ("cuda", NORM, without(BARRIER, 0), "race"),
-    "triton-barrier": ("triton", NORM, without(BARRIER, 0), "race"),
-    "cuda-unwritten": ("cuda", NORM, without(STORE_SHARED, 0), "uninit"),
-    "triton-unwritten": ("triton", NORM, without(STORE_SHARED, 0), "uninit"),
-    "cuda-index": ("cuda", ROW, instead(STORED_AT, r"\1+1048576]", 0), "out-of-bounds global access"),
-    "triton-index": ("triton", ROW, instead(STORED_AT, r"\1+1048576]", 0), "out-of-bounds global access"),
+    "cuda-barrier": ("cuda", NORM, without(BARRIER), ": race: "),
+    "triton-barrier": ("triton", NORM, without(BARRIER), ": race: "),
+    "cuda-unwritten": ("cuda", NORM, without(STORE_SHARED), ": uninit: "),
+    "triton-unwritten": ("triton", NORM, without(STORE_SHARED), ": uninit: "),
+    "cuda-index": ("cuda", ROW, instead(STORED_AT, r"\1+1048576]"), "out-of-bounds global access"),
+    "triton-index": ("triton", ROW, instead(STORED_AT, r"\1+1048576]"), "out-of-bounds global access"),
     "cuda-constant": ("cuda", NORM, instead(MINUS_LOG2E, "0fBFB00000", 0), "exceeds the budget"),
     "triton-constant": ("triton", NORM, instead(MINUS_LOG2E, "0fBFB00000", 0), "exceeds the budget"),
 }
