@@ -41,6 +41,21 @@ py::dict traffic(const Range& range) {
   return result;
 }
 
+py::tuple triple(dim3 d) { return py::make_tuple(d.x, d.y, d.z); }
+
+// function(kernel, grid, block, dynamic shared memory, bytes of each argument) stands for every launch to come; or None.
+void set_elsewhere(const py::object& function) {
+  settings.elsewhere = nullptr;
+  if (function.is_none()) return;
+  settings.elsewhere = [function](const std::string& kernel, dim3 grid, dim3 block, size_t shared,
+                                  const std::vector<std::string>& arguments) {
+    const py::gil_scoped_acquire acquire;
+    py::list each;
+    for (const std::string& argument : arguments) each.append(py::bytes(argument));
+    function(kernel, triple(grid), triple(block), shared, each);
+  };
+}
+
 py::list take_reports() {
   py::list all;
   for (const Report& report : reports) {
@@ -48,8 +63,8 @@ py::list take_reports() {
     py::list ranges;
     for (const Range& range : report.ranges) ranges.append(traffic(range));
     each["kernel"] = report.kernel;
-    each["grid"] = py::make_tuple(report.grid.x, report.grid.y, report.grid.z);
-    each["block"] = py::make_tuple(report.block.x, report.block.y, report.block.z);
+    each["grid"] = triple(report.grid);
+    each["block"] = triple(report.block);
     each["shared"] = report.shared;
     each["ranges"] = ranges;
     all.append(each);
@@ -78,5 +93,6 @@ PYBIND11_MODULE(simt, module) {
   module.def("set_counting", [](bool counting) { settings.counting = counting; });
   module.def("set_multiprocessors", [](int count) { settings.multiprocessors = count; });
   module.def("set_only_blocks", [](std::vector<int64_t> blocks) { settings.only_blocks = std::move(blocks); });
+  module.def("set_elsewhere", set_elsewhere);
   module.def("take_reports", take_reports);
 }

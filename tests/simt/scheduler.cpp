@@ -198,15 +198,20 @@ cudaError_t allow_shared(const void* kernel, int bytes) {
   return cudaSuccess;
 }
 
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::vector<std::string>& arguments,
+                   const std::function<void()>& thread) {
   const int64_t blocks = int64_t(grid.x) * grid.y * grid.z, count = int64_t(block.x) * block.y * block.z;
   const bool fits = grid.x < 1u << 31 && grid.y < 1 << 16 && grid.z < 1 << 16 && count <= kMaxThreads;
   if (!blocks || !count || !fits) return cudaErrorInvalidConfiguration;
   if (shared > kSharedWithoutAsking && shared > allowed_shared[kernel]) return cudaErrorInvalidValue;
+  running_kernel = kernel_name(kernel);
+  if (settings.elsewhere) {
+    settings.elsewhere(running_kernel, grid, block, shared, arguments);
+    return cudaSuccess;
+  }
   gridDim = grid;
   blockDim = block;
   body = &thread;
-  running_kernel = kernel_name(kernel);
   finding.clear();
   shuffler.seed(settings.seed);
   begin_launch_memory(shared);

@@ -38,6 +38,8 @@ struct Settings {
   bool counting = false;
   int multiprocessors = 132;
   std::vector<int64_t> only_blocks;   // linear indices, negative from the end; empty: all
+  // What a launch does instead: kernel, grid, block, dynamic shared memory, bytes of each argument. Empty: it runs here.
+  std::function<void(const std::string&, dim3, dim3, size_t, const std::vector<std::string>&)> elsewhere;
 };
 
 extern Settings settings;

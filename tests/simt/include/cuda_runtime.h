@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -166,7 +168,15 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 namespace simt {
 
 cudaError_t allow_shared(const void* kernel, int bytes);
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread);
+
+// arguments: the bytes of each. thread runs the kernel as the current one.
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::vector<std::string>& arguments,
+                   const std::function<void()>& thread);
+
+template <class... Params, size_t... I>
+std::vector<std::string> bytes_of(void (*)(Params...), void** arguments, std::index_sequence<I...>) {
+  return {std::string(static_cast<const char*>(arguments[I]), sizeof(Params))...};
+}
 
 template <class... Params, size_t... I>
 void call(void (*kernel)(Params...), void** arguments, std::index_sequence<I...>) {
@@ -182,6 +192,7 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, i
 
 template <class... Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params...), dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
-  return simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared,
-                      [=] { simt::call(kernel, arguments, std::index_sequence_for<Params...>()); });
+  const std::index_sequence_for<Params...> each;
+  return simt::launch(reinterpret_cast<const void*>(kernel), grid, block, shared, simt::bytes_of(kernel, arguments, each),
+                      [=] { simt::call(kernel, arguments, each); });
 }

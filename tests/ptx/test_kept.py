@@ -1,0 +1,14 @@
+"""The kept counts have every case, and list what executes more than it may beside inductor's kernels."""
+
+from . import kept
+
+COUNTS = kept.read()["rows"]
+
+
+def test_every_row_is_counted():
+    assert list(COUNTS) == kept.names()
+
+
+def test_what_executes_more_is_listed():
+    """`python -m tests.ptx.run --update` prints the list."""
+    assert kept.too_many(COUNTS) == kept.MORE
