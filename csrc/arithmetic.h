@@ -67,9 +67,13 @@ FD_FN float uint_to_float(uint32_t v) { return float(v); }
 
 // a * b as two words.
 FD_FN void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+#ifdef __CUDA_ARCH__
+  asm("{.reg .b64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p;}" : "=r"(low), "=r"(high) : "r"(a), "r"(b));
+#else
   const uint64_t product = uint64_t(a) * b;
   high = uint32_t(product >> 32);
   low = uint32_t(product);
+#endif
 }
 
 }  // namespace FD_SPACE

@@ -61,7 +61,7 @@ FD_DEVICE void each_quad(const Loss<Params>& a, const Body& body) {
 
 template <int kAccess>
 FD_DEVICE bool exists(const Quad& q, int j) {
-  return kAccess == kTiles ? q.tile.has(q.tile.runs) : j < q.count;
+  return kAccess == kTiles ? q.tile.has<kQuad>(q.tile.runs) : j < q.count;
 }
 
 // The block's chunk is done: the sample's result, or a number for sum_kernel.
@@ -96,7 +96,7 @@ template <int kAccess, class T, class Params>
 FD_DEVICE void load_model(const Loss<Params>& a, const Quad& q, bool second, bool loaded, float (&v)[kQuad]) {
   const T* const p = static_cast<const T*>(a.p.model_output);
   if (has_pairs<kAccess>(a)) {
-    if (!loaded) load_pair(q.tile, p + q.b * a.model.sample);
+    if (!loaded) load_pair<kQuad>(q.tile, p + q.b * a.model.sample);
     return take_half(q.tile, second ? int(a.walk.C) : 0, v);
   }
   load_quad<kAccess, T>(p + (second ? a.walk.C * a.model.channel : 0), a.model, q, v);

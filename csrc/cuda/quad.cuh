@@ -1,4 +1,5 @@
-// Quads: four consecutive logical elements of a sample, what one thread handles and one Philox block draws.
+// Quads: four consecutive logical elements of a sample, what one thread handles and one Philox block draws; or eight
+// and two blocks, where no tensor's elements have more than 16 bits, so that the widest access is of 16 bytes.
 //
 // A warp keeps to one sample, and with tiles a block, so whatever depends on the sample alone is uniform over it.
 #pragma once
@@ -11,18 +12,15 @@ namespace fastdiff {
 namespace cuda {
 
 // How a kernel reaches its tensors, to the same bits. kVectors: each is contiguous and aligned, its quads are read and
-// written whole. kTiles: each is aligned, a thread reads and writes four consecutive elements of it, and the block
-// exchanges them where they are not those that the thread computes. kElements: one by one.
+// written whole. kTiles: each is aligned, a thread reads and writes as many consecutive elements of it, and the block
+// exchanges them where they are not those that the thread computes. kElements: one by one, never kWide.
 enum Access { kElements, kVectors, kTiles };
-
-FD_DEVICE int64_t divide(int64_t n, int64_t d) {
-  return (n | d) >> 32 ? n / d : int64_t(uint32_t(n) / uint32_t(d));
-}
 
 // How the quads of [B, C, S] are dealt out.
 struct Walk {
   int64_t B, C, S;
   int64_t quads, warps;   // of a sample
+  int32_t width;          // elements of a quad: kQuad or kWide
   int32_t by_pixel;       // neighbouring threads take neighbouring channels, not pixels; S is a multiple of kQuad
   int32_t tile_quads;     // of pixels, in a tile; 0: there can be none
   uint32_t tiles;         // of a sample
@@ -32,23 +30,23 @@ struct Quad {
   int64_t b, first;       // sample, logical index in it; kTiles: in the order of planes
   int64_t c, s;           // of the first element; kElements alone
   int64_t S;
-  int count;              // elements that exist; kTiles: kQuad, since no thread may leave
+  int count;              // elements that exist; kTiles: all, since no thread may leave
   Tile tile;              // kTiles alone
 };
 
 // The largest tiles that a block holds, or one for the sample.
 static inline void cut_tiles(Walk& walk) {
-  if (walk.S % kQuad != 0 || walk.C * walk.S == 0 || walk.C > kTileChannels) return;
-  const int64_t warps = (walk.S / kQuad + kWarp - 1) / kWarp, most = kTileChannels / walk.C;
-  const int64_t quads = (warps < most ? warps : most) * kWarp, tiles = (walk.S / kQuad + quads - 1) / quads;
+  if (walk.S % walk.width != 0 || walk.C * walk.S == 0 || walk.C > kTileChannels) return;
+  const int64_t warps = (walk.S / walk.width + kWarp - 1) / kWarp, most = kTileChannels / walk.C;
+  const int64_t quads = (warps < most ? warps : most) * kWarp, tiles = (walk.S / walk.width + quads - 1) / quads;
   if (walk.B * tiles >= int64_t(1) << 31) return;
   walk.tile_quads = int32_t(quads);
   walk.tiles = uint32_t(tiles);
 }
 
-static inline Walk make_walk(int64_t B, int64_t C, int64_t S, int32_t layout) {
-  const int64_t quads = (C * S + kQuad - 1) / kQuad;
-  Walk walk = {B, C, S, quads, (quads + kWarp - 1) / kWarp, layout == kChannelsLast && S % kQuad == 0, 0, 0};
+static inline Walk make_walk(int64_t B, int64_t C, int64_t S, int32_t layout, int32_t width = kQuad) {
+  const int64_t quads = (C * S + width - 1) / width;
+  Walk walk = {B, C, S, quads, (quads + kWarp - 1) / kWarp, width, layout == kChannelsLast && S % kQuad == 0, 0, 0};
   cut_tiles(walk);
   return walk;
 }
@@ -69,9 +67,9 @@ struct Operand {
   int32_t dtype, layout;
 };
 
-static inline bool are_aligned(std::initializer_list<Operand> operands) {
+static inline bool are_aligned(std::initializer_list<Operand> operands, int width = kQuad) {
   for (const Operand& each : operands)
-    if (each.data && reinterpret_cast<uintptr_t>(each.data) % (kQuad * dtype_size(each.dtype)) != 0) return false;
+    if (each.data && reinterpret_cast<uintptr_t>(each.data) % (width * dtype_size(each.dtype)) != 0) return false;
   return true;
 }
 
@@ -80,12 +78,28 @@ static inline Access access_of_aligned(const Walk& walk, std::initializer_list<O
   bool contiguous = true;
   for (const Operand& each : operands)
     contiguous = contiguous && (!each.data || each.layout == kChannelsFirst || walk.S == 1);
-  if (contiguous) return walk.C * walk.S % kQuad == 0 ? kVectors : kElements;
+  if (contiguous) return walk.C * walk.S % walk.width == 0 ? kVectors : kElements;
   return walk.tile_quads ? kTiles : kElements;
 }
 
 static inline Access access_of(const Walk& walk, std::initializer_list<Operand> operands) {
-  return are_aligned(operands) ? access_of_aligned(walk, operands) : kElements;
+  return are_aligned(operands, walk.width) ? access_of_aligned(walk, operands) : kElements;
+}
+
+static inline bool are_narrow(std::initializer_list<Operand> operands) {
+  for (const Operand& each : operands)
+    if (each.data && dtype_size(each.dtype) > 2) return false;
+  return true;
+}
+
+// The walk, made wide, and its access where wide quads can be reached; else those of quads.
+static inline Access widen_walk(Walk& walk, int32_t layout, std::initializer_list<Operand> operands,
+                                bool allowed = true) {
+  const Walk wide = make_walk(walk.B, walk.C, walk.S, layout, kWide);
+  const Access access = allowed && are_narrow(operands) ? access_of(wide, operands) : kElements;
+  if (access == kElements) return access_of(walk, operands);
+  walk = wide;
+  return access;
 }
 
 template <class Kernel>
@@ -93,10 +107,24 @@ static Kernel kernel_of(Access access, Kernel elements, Kernel vectors, Kernel t
   return access == kVectors ? vectors : access == kTiles ? tiles : elements;
 }
 
+// find(Width<N>{}), N the walk's width: kWide for 16-bit types alone.
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+template <class T, class Find>
+static auto kernel_of(const Walk& walk, Find find) {
+  if constexpr (sizeof(T) == 2)
+    if (walk.width == kWide) return find(Width<kWide>{});
+  return find(Width<kQuad>{});
+}
+
 // The thread's quad in a tile of a sample. home: the strides of the tensor in whose order the kernel computes.
+template <int N = kQuad>
 FD_DEVICE Quad place_tile(const Walk& walk, const Strides& home, uint32_t b, uint32_t index) {
   const uint32_t thread = threadIdx.x;
-  const int pixels = walk.tile_quads * kQuad;
+  const int pixels = walk.tile_quads * N;
   Quad q{};
   q.b = b;
   q.S = walk.S;
@@ -105,16 +133,16 @@ FD_DEVICE Quad place_tile(const Walk& walk, const Strides& home, uint32_t b, uin
   tile.pixels = walk.S - tile.first < pixels ? int(walk.S - tile.first) : pixels;
   tile.C = int(walk.C);
   tile.c = int(thread / uint32_t(walk.tile_quads));
-  tile.s = int(thread - uint32_t(tile.c * walk.tile_quads)) * kQuad;
+  tile.s = int(thread - uint32_t(tile.c * walk.tile_quads)) * N;
   tile.runs = has_runs(home);
   tile.aligned = true;
   q.first = tile.c * walk.S + tile.first + tile.s;
-  q.count = kQuad;
+  q.count = N;
   return q;
 }
 
 // A sample's quad by its number; kVectors and kElements.
-template <int kAccess>
+template <int kAccess, int N = kQuad>
 FD_DEVICE Quad place_quad(const Walk& walk, int64_t b, int64_t index) {
   Quad q{};
   q.S = walk.S;
@@ -126,26 +154,26 @@ FD_DEVICE Quad place_quad(const Walk& walk, int64_t b, int64_t index) {
     q.s *= kQuad;
     q.first = q.c * walk.S + q.s;
   } else {
-    q.first = index * kQuad;
+    q.first = index * N;
     if (kAccess == kElements) {
       q.c = divide(q.first, walk.S);
       q.s = q.first - q.c * walk.S;
     }
   }
   const int64_t left = walk.C * walk.S - q.first;
-  q.count = left < kQuad ? int(left) : kQuad;
+  q.count = left < N ? int(left) : N;
   return q;
 }
 
 // This thread's quad: b = B past the end, count = 0 past the sample's.
-template <int kAccess>
+template <int kAccess, int N = kQuad>
 FD_DEVICE Quad find_quad(const Walk& walk, const Strides& home) {
   if (kAccess == kTiles) {
     const uint32_t b = blockIdx.x / walk.tiles;
-    return place_tile(walk, home, b, blockIdx.x - b * walk.tiles);
+    return place_tile<N>(walk, home, b, blockIdx.x - b * walk.tiles);
   }
   const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp, b = divide(warp, walk.warps);
-  return place_quad<kAccess>(walk, b, (warp - b * walk.warps) * kWarp + threadIdx.x % kWarp);
+  return place_quad<kAccess, N>(walk, b, (warp - b * walk.warps) * kWarp + threadIdx.x % kWarp);
 }
 
 // Offsets of a quad's elements in a tensor.
@@ -168,51 +196,67 @@ FD_DEVICE int64_t vector_offset(const Strides& strides, const Quad& q) {
   return q.b * strides.sample + (strides.channel ? q.first : q.first - divide(q.first, q.S) * q.S);
 }
 
-template <int kAccess, class T>
-FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[kQuad]) {
+template <int kAccess, class T, int N>
+FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
   const T* const p = static_cast<const T*>(data);
-  if (kAccess == kTiles) return load_tile(q.tile, p + q.b * strides.sample, strides, v);
-  if (kAccess == kVectors) return load_floats(p + vector_offset(strides, q), v);
-  const Offsets offsets = offsets_of(strides, q);
-  FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) v[j] = j < q.count ? widen(load(p + offsets.at[j])) : 0.0f;
-}
-
-template <int kAccess, class T>
-FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[kQuad]) {
-  T* const p = static_cast<T*>(data);
-  if (kAccess == kTiles) return store_tile(q.tile, p + q.b * strides.sample, strides, v);
-  if (kAccess == kVectors) return store_floats(p + vector_offset(strides, q), v);
-  const Offsets offsets = offsets_of(strides, q);
-  FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) {
-    T value;
-    narrow(v[j], value);
-    if (j < q.count) store(p + offsets.at[j], value);
+  if constexpr (kAccess == kTiles) {
+    load_tile(q.tile, p + q.b * strides.sample, strides, v);
+  } else if constexpr (kAccess == kVectors) {
+    load_floats(p + vector_offset(strides, q), v);
+  } else {
+    const Offsets offsets = offsets_of(strides, q);
+    FD_UNROLL
+    for (int j = 0; j < N; ++j) v[j] = j < q.count ? widen(load(p + offsets.at[j])) : 0.0f;
   }
 }
 
-// The same with a dtype that the kernel was not compiled for: f32, f16 or bf16.
-template <int kAccess>
-FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[kQuad]) {
-  if (dtype == kF32) load_quad<kAccess, float>(data, strides, q, v);
-  else if (dtype == kF16) load_quad<kAccess, half_t>(data, strides, q, v);
+template <int kAccess, class T, int N>
+FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
+  T* const p = static_cast<T*>(data);
+  if constexpr (kAccess == kTiles) {
+    store_tile(q.tile, p + q.b * strides.sample, strides, v);
+  } else if constexpr (kAccess == kVectors) {
+    store_floats(p + vector_offset(strides, q), v);
+  } else {
+    const Offsets offsets = offsets_of(strides, q);
+    FD_UNROLL
+    for (int j = 0; j < N; ++j) {
+      T value;
+      narrow(v[j], value);
+      if (j < q.count) store(p + offsets.at[j], value);
+    }
+  }
+}
+
+// The same with a dtype that the kernel was not compiled for: f32, f16 or bf16. Wide quads are never of f32.
+template <int kAccess, int N>
+FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
+  if constexpr (N == kQuad)
+    if (dtype == kF32) return load_quad<kAccess, float>(data, strides, q, v);
+  if (dtype == kF16) load_quad<kAccess, half_t>(data, strides, q, v);
   else load_quad<kAccess, bfloat16_t>(data, strides, q, v);
 }
 
-template <int kAccess>
-FD_DEVICE void store_quad(int32_t dtype, void* data, const Strides& strides, const Quad& q, const float (&v)[kQuad]) {
-  if (dtype == kF32) store_quad<kAccess, float>(data, strides, q, v);
-  else if (dtype == kF16) store_quad<kAccess, half_t>(data, strides, q, v);
+template <int kAccess, int N>
+FD_DEVICE void store_quad(int32_t dtype, void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
+  if constexpr (N == kQuad)
+    if (dtype == kF32) return store_quad<kAccess, float>(data, strides, q, v);
+  if (dtype == kF16) store_quad<kAccess, half_t>(data, strides, q, v);
   else store_quad<kAccess, bfloat16_t>(data, strides, q, v);
 }
 
 // The quad's normals.
-template <int kAccess>
+template <int kAccess, int N>
 FD_DEVICE void draw_quad(const int64_t* rng, const int64_t* sample_ids, uint32_t stream, const Quad& q,
-                         float (&v)[kQuad]) {
+                         float (&v)[N]) {
   const NoiseKey key = {uint32_t(load(sample_ids + q.b)), uint32_t(load(rng + 1)), stream, uint64_t(load(rng))};
-  normals(key, uint32_t(q.first / kQuad), v);
+  FD_UNROLL
+  for (int k = 0; k < N; k += kQuad) {
+    float drawn[kQuad];
+    normals(key, uint32_t((q.first + k) / kQuad), drawn);
+    FD_UNROLL
+    for (int j = 0; j < kQuad; ++j) v[k + j] = drawn[j];
+  }
   if (kAccess == kTiles && q.tile.runs) exchange(q.tile, false, v);
 }
 

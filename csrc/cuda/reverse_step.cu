@@ -12,7 +12,8 @@ struct ReverseStep {
   Strides state, model, input, mask;
 };
 
-typedef Element<float> Inputs[kQuad];
+template <int N>
+using Inputs = Element<float>[N];
 
 // A row of the plan as the sample's warp sees it.
 struct Current {
@@ -55,7 +56,7 @@ FD_DEVICE bool read_row(const ReverseStepParams& p, int64_t b, Current& now) {
   return !lacks_input(p, now);
 }
 
-template <class T, int kAccess>
+template <class T, int kAccess, int N>
 struct Step {
   const ReverseStep& a;
   const Quad& q;
@@ -63,17 +64,17 @@ struct Step {
 
   FD_MEMBER bool has(uint32_t terms) const { return now.terms & terms; }
 
-  FD_MEMBER void load_state(const void* data, float (&v)[kQuad]) const { load_quad<kAccess, T>(data, a.state, q, v); }
+  FD_MEMBER void load_state(const void* data, float (&v)[N]) const { load_quad<kAccess, T>(data, a.state, q, v); }
 
   FD_MEMBER T* history(int slot) const { return static_cast<T*>(a.p.history) + slot * a.walk.B * a.walk.C * a.walk.S; }
 
   // One member of every element, from a state tensor.
   template <float Element<float>::*kMember>
-  FD_MEMBER void read(const void* data, Inputs& in) const {
-    float v[kQuad];
+  FD_MEMBER void read(const void* data, Inputs<N>& in) const {
+    float v[N];
     load_state(data, v);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) in[j].*kMember = v[j];
+    for (int j = 0; j < N; ++j) in[j].*kMember = v[j];
   }
 
   FD_MEMBER int64_t conditional() const { return a.p.guided ? q.b + a.walk.B : q.b; }
@@ -84,13 +85,14 @@ struct Step {
   FD_MEMBER void load_model_pair(int64_t b) const {
     const int64_t sample = b * a.model.sample;
     const void* const data = a.p.model_output;
-    if (a.p.model_dtype == kF32) load_pair(q.tile, static_cast<const float*>(data) + sample);
-    else if (a.p.model_dtype == kF16) load_pair(q.tile, static_cast<const half_t*>(data) + sample);
-    else load_pair(q.tile, static_cast<const bfloat16_t*>(data) + sample);
+    if constexpr (N == kQuad)
+      if (a.p.model_dtype == kF32) return load_pair<N>(q.tile, static_cast<const float*>(data) + sample);
+    if (a.p.model_dtype == kF16) load_pair<N>(q.tile, static_cast<const half_t*>(data) + sample);
+    else load_pair<N>(q.tile, static_cast<const bfloat16_t*>(data) + sample);
   }
 
   // The network's output of a sample b, from first_channel on. loaded: the last call was for this b as well.
-  FD_MEMBER void load_model(int64_t b, int64_t first_channel, bool loaded, float (&v)[kQuad]) const {
+  FD_MEMBER void load_model(int64_t b, int64_t first_channel, bool loaded, float (&v)[N]) const {
     if (has_pairs()) {
       if (!loaded) load_model_pair(b);
       return take_half(q.tile, int(first_channel), v);
@@ -104,29 +106,29 @@ struct Step {
   FD_MEMBER uint32_t guidance() const { return a.p.guided ? now.terms & terms_of(kW) : 0; }
 
   // gain * (m_uncond + w (m_cond - m_uncond)).
-  FD_MEMBER void read_model(Inputs& in) const {
+  FD_MEMBER void read_model(Inputs<N>& in) const {
     const uint32_t guided = guidance();
     const float gain = a.p.gain ? load(a.p.gain + q.b) : 1.0f;
-    float uncond[kQuad], cond[kQuad] = {};
+    float uncond[N], cond[N] = {};
     load_model(q.b, 0, false, uncond);
     if (guided) load_model(conditional(), 0, false, cond);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) in[j].m = guide(uncond[j], cond[j], now.row, guided, gain);
+    for (int j = 0; j < N; ++j) in[j].m = guide(uncond[j], cond[j], now.row, guided, gain);
   }
 
-  FD_MEMBER void read_variance(Inputs& in) const {
-    float v[kQuad];
+  FD_MEMBER void read_variance(Inputs<N>& in) const {
+    float v[N];
     load_model(conditional(), a.walk.C, has(kReadsModel) && (guidance() || !a.p.guided), v);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) in[j].v = v[j];
+    for (int j = 0; j < N; ++j) in[j].v = v[j];
   }
 
-  FD_MEMBER void noise(const void* given, uint32_t stream, float (&v)[kQuad]) const {
+  FD_MEMBER void noise(const void* given, uint32_t stream, float (&v)[N]) const {
     if (given) load_state(given, v);
     else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, stream, q, v);
   }
 
-  FD_MEMBER void read(Inputs& in) const {
+  FD_MEMBER void read(Inputs<N>& in) const {
     if (has(kReadsX)) read<&Element<float>::x>(a.p.x, in);
     if (has(kReadsModel)) read_model(in);
     if (has(kReadsVariance)) read_variance(in);
@@ -135,31 +137,31 @@ struct Step {
     if (has(terms_of(kC2))) read<&Element<float>::h1>(history(1), in);
     if (has(terms_of(kC3))) read<&Element<float>::h2>(history(2), in);
     if (!has(terms_of(kStd))) return;
-    float z[kQuad];
+    float z[N];
     noise(a.p.noise, kStep, z);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) in[j].noise = z[j];
+    for (int j = 0; j < N; ++j) in[j].noise = z[j];
   }
 
   // y = mask * y + (1 - mask)(k_0 known + k_n known_noise).
-  FD_MEMBER void blend_known(float (&y)[kQuad]) const {
-    float mask[kQuad], known[kQuad] = {}, drawn[kQuad] = {};
+  FD_MEMBER void blend_known(float (&y)[N]) const {
+    float mask[N], known[N] = {}, drawn[N] = {};
     load_quad<kAccess, T>(a.p.mask, a.mask, q, mask);
     if (has(terms_of(kK0))) load_state(a.p.known, known);
     if (has(terms_of(kKN))) noise(a.p.known_noise, kKnown, drawn);
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) y[j] = blend(y[j], mask[j], known[j], drawn[j], now.row, now.terms);
+    for (int j = 0; j < N; ++j) y[j] = blend(y[j], mask[j], known[j], drawn[j], now.row, now.terms);
   }
 
   // y = x', and the row's entry of the history.
-  FD_MEMBER void advance(float (&y)[kQuad]) const {
-    Inputs in = {};
+  FD_MEMBER void advance(float (&y)[N]) const {
+    Inputs<N> in = {};
     read(in);
     const float bound = a.p.bound ? load(a.p.bound + q.b) : now.row.at[kBound];
     const float shrink = a.p.shrink ? load(a.p.shrink + q.b) : 1.0f;
-    float kept[kQuad];
+    float kept[N];
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
+    for (int j = 0; j < N; ++j) {
       const float x0 = estimate_x0(in[j], now.row, now.terms, bound, shrink);
       y[j] = next_state(in[j], x0, now.row, now.terms);
       kept[j] = pushed(in[j], x0, now.row, now.terms);
@@ -170,12 +172,12 @@ struct Step {
   }
 
   // c_in of the next row times y, to every batch part.
-  FD_MEMBER void write_input(const float (&y)[kQuad]) const {
+  FD_MEMBER void write_input(const float (&y)[N]) const {
     const bool has_next = now.r >= 0 && now.r + 1 < a.p.R;
     const float c_in = has_next ? load(row_address(a.p, now.r + 1) + kCIn) : 1.0f;
-    float scaled[kQuad];
+    float scaled[N];
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) scaled[j] = y[j] * c_in;
+    for (int j = 0; j < N; ++j) scaled[j] = y[j] * c_in;
     Quad there = q;
     for (int copy = 0; copy < a.p.input_copies; ++copy, there.b += a.walk.B)
       store_quad<kAccess>(a.p.input_dtype, a.p.model_input, a.input, there, scaled);
@@ -183,17 +185,17 @@ struct Step {
 };
 
 // As many blocks to a multiprocessor as there are registers for: left to itself, the compiler spills for more.
-template <class T, int kAccess>
-__global__ void __launch_bounds__(kBlock, kAccess == kElements ? 2 : 3) reverse_step_kernel(const ReverseStep a) {
-  const Quad q = find_quad<kAccess>(a.walk, a.state);
+template <class T, int kAccess, int N>
+__global__ void __launch_bounds__(kBlock, kAccess == kElements || N == kWide ? 2 : 3) reverse_step_kernel(const ReverseStep a) {
+  const Quad q = find_quad<kAccess, N>(a.walk, a.state);
   if (q.b >= a.walk.B) return;
   Current now;
   const bool taken = read_row(a.p, q.b, now);
   if (q.count == 0) return;
-  const Step<T, kAccess> step{a, q, now};
-  float y[kQuad];
+  const Step<T, kAccess, N> step{a, q, now};
+  float y[N];
   FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) y[j] = nanf("");
+  for (int j = 0; j < N; ++j) y[j] = nanf("");
   if (taken) step.advance(y);
   store_quad<kAccess, T>(a.p.out, a.state, q, y);
   if (a.p.model_input) step.write_input(y);
@@ -206,13 +208,15 @@ Strides mask_strides(const ReverseStepParams& p) {
   return strides;
 }
 
-Access access_of(const ReverseStepParams& p, const Walk& walk) {
-  if (p.mask && p.mask_C != p.C && p.S % kQuad != 0) return kElements;
+Access find_access(const ReverseStepParams& p, Walk& walk) {
+  const bool shared = p.mask && p.mask_C != p.C;      // by all channels: a quad must be of one
+  if (shared && p.S % kQuad != 0) return kElements;
   const auto state = [&](const void* data) { return Operand{data, p.state_dtype, p.state_layout}; };
-  return access_of(walk, {state(p.x), state(p.out), state(p.noise), state(p.extra), state(p.known),
-                          state(p.known_noise), state(p.mask), state(p.history),
-                          {p.model_output, p.model_dtype, p.model_layout},
-                          {p.model_input, p.input_dtype, p.input_layout}});
+  return widen_walk(walk, p.state_layout, {state(p.x), state(p.out), state(p.noise), state(p.extra), state(p.known),
+                                           state(p.known_noise), state(p.mask), state(p.history),
+                                           {p.model_output, p.model_dtype, p.model_layout},
+                                           {p.model_input, p.input_dtype, p.input_layout}},
+                    !shared || p.S % kWide == 0);
 }
 
 }  // namespace
@@ -220,15 +224,18 @@ Access access_of(const ReverseStepParams& p, const Walk& walk) {
 Status reverse_step(const ReverseStepParams& p, Place place) {
   if (p.model_output && p.model_dtype > kBF16) return {kUnsupported, 0, p.model_dtype};
   if (p.model_input && p.input_dtype > kBF16) return {kUnsupported, 0, p.input_dtype};
-  const ReverseStep arguments = {p, make_walk(p.B, p.C, p.S, p.state_layout), make_strides(p.state_layout, p.C, p.S),
-                                 make_strides(p.model_layout, p.learned ? 2 * p.C : p.C, p.S),
-                                 make_strides(p.input_layout, p.C, p.S), mask_strides(p)};
-  const Access access = access_of(p, arguments.walk);
+  ReverseStep arguments = {p, make_walk(p.B, p.C, p.S, p.state_layout), make_strides(p.state_layout, p.C, p.S),
+                           make_strides(p.model_layout, p.learned ? 2 * p.C : p.C, p.S),
+                           make_strides(p.input_layout, p.C, p.S), mask_strides(p)};
+  const Access access = find_access(p, arguments.walk);
   return dispatch(p.state_dtype, [&](auto type) {
     typedef typename decltype(type)::Is T;
     if (p.B * arguments.walk.quads == 0) return Status{};
-    const auto kernel = kernel_of(access, reverse_step_kernel<T, kElements>, reverse_step_kernel<T, kVectors>,
-                                  reverse_step_kernel<T, kTiles>);
+    const auto kernel = kernel_of<T>(arguments.walk, [=](auto width) {
+      constexpr int N = decltype(width)::value;
+      return kernel_of(access, reverse_step_kernel<T, kElements, kQuad>, reverse_step_kernel<T, kVectors, N>,
+                       reverse_step_kernel<T, kTiles, N>);
+    });
     return launch(kernel, grid_of(arguments.walk, access), block_of(arguments.walk, access), 0, place, arguments);
   });
 }

@@ -14,17 +14,19 @@ FD_DEVICE int64_t mirror(int64_t i, int64_t W) {
   return line * W + (line + 1) * W - 1 - i;
 }
 
-template <int kAccess, class T, class Arguments>
-FD_DEVICE void load_mirrored(const Arguments& a, const Quad& q, float (&x0)[kQuad]) {
+template <int kAccess, class T, class Arguments, int N>
+FD_DEVICE void load_mirrored(const Arguments& a, const Quad& q, float (&x0)[N]) {
   const T* const p = static_cast<const T*>(a.p.x_start) + q.b * a.x_start.sample;
   if constexpr (kAccess == kTiles) {
-    const auto read = [&](int c, int s) {
-      return widen(load(p + c * a.x_start.channel + mirror(q.tile.first + s, a.p.W) * a.x_start.pixel));
-    };
-    gather(q.tile, has_runs(a.x_start), read, x0);
+    load_mirrored_tile(q.tile, p, a.x_start, a.p.W, x0);
+  } else if (kAccess == kVectors && a.p.W % N == 0) {
+    float backwards[N];
+    load_floats(p + mirror(q.first + N - 1, a.p.W), backwards);
+    FD_UNROLL
+    for (int j = 0; j < N; ++j) x0[j] = backwards[N - 1 - j];
   } else {
     FD_UNROLL
-    for (int j = 0; j < kQuad; ++j) {
+    for (int j = 0; j < N; ++j) {
       const int64_t i = j < q.count ? q.first + j : q.first, c = divide(i, q.S);
       x0[j] = widen(load(p + c * a.x_start.channel + (mirror(i, a.p.W) - c * q.S) * a.x_start.pixel));
     }
@@ -32,21 +34,22 @@ FD_DEVICE void load_mirrored(const Arguments& a, const Quad& q, float (&x0)[kQua
 }
 
 // x_start as x0, read from the mirrored column where the sample is flipped.
-template <int kAccess, class T, class Arguments>
-FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[kQuad]) {
+template <int kAccess, class T, class Arguments, int N>
+FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
   if (a.p.flip && load(a.p.flip + q.b)) load_mirrored<kAccess, T>(a, q, x0);
   else load_quad<kAccess, T>(a.p.x_start, a.x_start, q, x0);
 }
 
-template <int kAccess, class Arguments>
-FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[kQuad]) {
+template <int kAccess, class Arguments, int N>
+FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
   const int32_t dtype = a.p.x_start_dtype;
-  if (dtype == kF32) return load_start<kAccess, float>(a, q, x0);
+  if constexpr (N == kQuad)
+    if (dtype == kF32) return load_start<kAccess, float>(a, q, x0);
   if (dtype == kF16) return load_start<kAccess, half_t>(a, q, x0);
   if (dtype == kBF16) return load_start<kAccess, bfloat16_t>(a, q, x0);
   load_start<kAccess, uint8_t>(a, q, x0);
   FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) x0[j] = scale_byte(x0[j]);
+  for (int j = 0; j < N; ++j) x0[j] = scale_byte(x0[j]);
 }
 
 // A coefficient of the sample's t; NaN where there is none.

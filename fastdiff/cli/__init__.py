@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a trained model: bits per dimension",
     "convert": "write a U-Net's weights as another library names them",
     "bench": "show what every GPU kernel takes: registers, memory, occupancy",
+    "tune": "time block sizes of the Triton kernels on this GPU and keep the fastest",
     "doctor": "show versions, devices and which backends run here, or why not",
 }
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)

@@ -11,11 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from . import blocks
 from .philox import words
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
-ON_CHIP = 16384    # elements of the largest tile that holds whole groups
-CHUNK = 4096       # elements of a tile otherwise
 MAX_WIDTH = 128    # channels of a chunk
 SECTOR = 32        # bytes: what one row of a channels_last tile should at least cover
 MERGE = 1024       # partial results merged at a time
@@ -30,31 +29,32 @@ class Groups(NamedTuple):
     group_tiles: int
     chunks: int    # of a group
     position_chunks: int
+    num_warps: int
 
     @property
     def whole(self):
         return self.chunks == 1
 
-    @property
-    def num_warps(self):
-        return min(16, max(1, self.GROUPS * self.WIDTH * self.SPAN // 512))
 
-
-def plan_groups(S, G, D, last, itemsize, on_chip=ON_CHIP):
-    """Tiles for G groups of D channels; they depend on nothing but the shape, the layout and the element's size."""
+def plan_groups(x, G, last, kind="group_norm_silu"):
+    """Tiles for x's G groups: of nothing but its shape, layout and element size, and the table of blocks."""
+    S, D, itemsize = x[0, 0].numel(), x.shape[1] // G, x.element_size()
     width, span = power_of_two(D), power_of_two(S)
     per_sector = max(1, SECTOR // (width * itemsize)) if last else max(1, 256 // (width * span))
     groups = min(power_of_two(G), per_sector)
-    if groups * width * span > on_chip:
+    sizes = blocks.row(kind, groups * width * span, x)
+    if sizes.block != blocks.WHOLE:
         groups = groups if last else 1
         width = min(width, MAX_WIDTH)
         if last:
-            span = min(span, max(1, CHUNK // (groups * width)))
+            span = min(span, max(1, sizes.block // (groups * width)))
         else:
-            span = min(span, CHUNK)
-            width = min(width, CHUNK // span)
+            span = min(span, sizes.block)
+            width = min(width, sizes.block // span)
     position_chunks = triton.cdiv(S, span)
-    return Groups(groups, width, span, triton.cdiv(G, groups), triton.cdiv(D, width) * position_chunks, position_chunks)
+    chunks = triton.cdiv(D, width) * position_chunks
+    warps = sizes.warps(groups * width * span)
+    return Groups(groups, width, span, triton.cdiv(G, groups), chunks, position_chunks, warps)
 
 
 @triton.jit
@@ -314,7 +314,7 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
         mean, rstd = torch.empty((2, B, groups), dtype=torch.float32, device=x.device)
     S, D = x[0, 0].numel(), C // groups
     last, count = channels_last(x), float(D * S)
-    plan = plan_groups(S, groups, D, last, x.element_size())
+    plan = plan_groups(x, groups, last)
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, LAST=last, D=D, GROUPS=plan.GROUPS, WIDTH=plan.WIDTH,
                  SPAN=plan.SPAN, INDEX=index_dtype(C * S), num_warps=plan.num_warps)
     strides = dict(add_stride=row_stride(add), scale_stride=row_stride(scale), shift_stride=row_stride(shift))

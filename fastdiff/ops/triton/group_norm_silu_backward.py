@@ -31,7 +31,6 @@ from .group_norm_silu import (
 )
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
-ON_CHIP = 8192       # elements of the largest tile that holds whole groups: two values each
 MERGE = 2048         # partial sums merged at a time
 BATCH_BLOCK = 16     # samples and channels of a tile in the sum over the batch
 CHANNEL_BLOCK = 64
@@ -230,7 +229,7 @@ def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, s
     B, C = x.shape[:2]
     S, D = x[0, 0].numel(), C // groups
     last, count = channels_last(x), float(D * S)
-    plan = plan_groups(S, groups, D, last, x.element_size(), ON_CHIP)
+    plan = plan_groups(x, groups, last, "group_norm_silu_backward")
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, SILU=silu, LAST=last, D=D, GROUPS=plan.GROUPS,
                  WIDTH=plan.WIDTH, SPAN=plan.SPAN, BLOCKS=blocks_are_whole(drop["rng"], S, plan.SPAN),
                  INDEX=index_dtype(C * S), num_warps=plan.num_warps, **drop)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from . import blocks
 from .group_norm_silu import activate, aligned, modulation, row_stride, tile_offsets
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
 ON_CHIP = 32768    # bytes of the largest tile
-USUAL = 4096       # elements of a tile where more are not needed
 SECTOR = 32        # bytes: what one row of a tile should at least cover
 
 UNALIGNED = ["weight", "scale", "shift"]
@@ -27,18 +27,20 @@ class Pages(NamedTuple):
     SPAN: int      # positions, a power of two
     CHUNKS: int
     tiles: int     # of a sample
-
-    @property
-    def num_warps(self):
-        return min(16, max(1, self.WIDTH * self.SPAN // 512))
+    num_warps: int
 
 
-def plan_pages(C, S, last, itemsize, on_chip):
-    """Tiles of at most `on_chip` elements that depend on nothing but the shape, the layout and the element's size."""
+def plan_pages(x, last, on_chip, kind):
+    """Tiles of at most `on_chip` elements, of the table's block where more are not needed.
+
+    They depend on nothing but x's shape, layout and element size, and the table.
+    """
+    C, S, itemsize = x.shape[1], x[0, 0].numel(), x.element_size()
+    sizes = blocks.row(kind, C * S, x)
     least = 1 if last else min(power_of_two(S), SECTOR // itemsize)
     width = min(power_of_two(C), on_chip // least)
-    span = min(power_of_two(S), max(least, USUAL // width))
-    return Pages(width, span, triton.cdiv(C, width), triton.cdiv(S, span))
+    span = min(power_of_two(S), max(least, sizes.block // width))
+    return Pages(width, span, triton.cdiv(C, width), triton.cdiv(S, span), sizes.warps(width * span))
 
 
 @triton.jit
@@ -100,7 +102,7 @@ def rms_norm_silu(x, weight, eps, most, scale, shift, silu, y):
         return
     B, C = x.shape[:2]
     S, last = x[0, 0].numel(), channels_last(x)
-    plan = plan_pages(C, S, last, x.element_size(), ON_CHIP // x.element_size())
+    plan = plan_pages(x, last, ON_CHIP // x.element_size(), "rms_norm_silu")
     with device_of(x):
         rms_norm_silu_kernel[(B * plan.tiles,)](
             aligned(x), weight, scale, shift, y, C, S, plan.tiles, eps, most, row_stride(scale), row_stride(shift),

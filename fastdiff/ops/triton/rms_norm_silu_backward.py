@@ -134,7 +134,7 @@ def rms_norm_silu_backward(grad_y, x, weight, eps, most, scale, shift, silu, gra
         return
     B, C = x.shape[:2]
     S, last = x[0, 0].numel(), channels_last(x)
-    plan = plan_pages(C, S, last, x.element_size(), ON_CHIP)
+    plan = plan_pages(x, last, ON_CHIP, "rms_norm_silu_backward")
     with device_of(x):
         partial = torch.empty((B, plan.tiles, 2, C), device=x.device) if of_channels else None
         rms_norm_silu_backward_kernel[(B * plan.tiles,)](

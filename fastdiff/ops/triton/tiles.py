@@ -7,7 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-ELEMENTS = 1024  # per program: two Philox blocks for each of 128 threads
+from . import blocks
+
 MAX_ROWS = 16    # channels per program where one tensor is channels_last
 
 
@@ -46,11 +47,12 @@ def plan_tiles(image, any_channels_last, draws):
     B, C = image.shape[:2]
     S = image[0, 0].numel()
     tiled = any_channels_last and (S % 4 == 0 or not draws)
+    sizes = blocks.row("image", C * S, image)
     rows = min(power_of_two(C), MAX_ROWS) if tiled else 1
-    columns = max(4, min(power_of_two(S if tiled else C * S), ELEMENTS // rows))
+    columns = max(4, min(power_of_two(S if tiled else C * S), sizes.block // rows))
     tiles = triton.cdiv(C, rows) * triton.cdiv(S, columns) if tiled else triton.cdiv(C * S, columns)
     return Tiles((B * tiles,), dict(C=C, S=S, N=C * S, tiles=tiles, TILED=tiled, ROWS=rows, COLUMNS=columns,
-                                    INDEX=index_dtype(2 * C * S), num_warps=max(1, rows * columns // 256)))
+                                    INDEX=index_dtype(2 * C * S), num_warps=sizes.warps(rows * columns)))
 
 
 @triton.jit
