@@ -22,6 +22,7 @@ def add_arguments(parser):
 
 def main(args):
     from ..evaluation import bpd, plots
+    from ..processes import GaussianProcess
     from . import runs
 
     for name in ("n", "batch_size"):
@@ -33,6 +34,8 @@ def main(args):
         raise ImportError("plots need matplotlib: pip install 'fastdiff[plots]'")
     device = runs.device(args.device)
     model, process = runs.load_run(args.run, device)
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(f"run must be of process ddpm for bpd, got {process!r}")
     with runs.threads(runs.read_config(args.run).get("threads")):
         parts = [_measured(bpd, model.eval(), process, args, *batch) for batch in _batches(args, model, device)]
     said = _said(bpd, parts, args)

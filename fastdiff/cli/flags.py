@@ -78,12 +78,17 @@ def _add_run(group):
 
 def _add_process(group):
     from ..processes import prediction, variance
-    from .runs import SCHEDULES
+    from .processes import OPTIONS, SCHEDULES
 
-    group.add_argument("--num-timesteps", type=int, help="T of the process")
-    group.add_argument("--schedule", choices=SCHEDULES, help="noise schedule")
+    group.add_argument("--process", choices=OPTIONS, help="ddpm, ncsn, or an SDE: vp, subvp, ve (default ddpm)")
+    group.add_argument("--num-timesteps", type=int, help="T of ddpm, or the noise levels of ncsn")
+    group.add_argument("--schedule", choices=SCHEDULES, help="noise schedule of ddpm")
     group.add_argument("--prediction", choices=prediction.KINDS, help="what the network predicts")
-    group.add_argument("--variance", choices=variance.KINDS, help="of a reverse step; learned: 2C channels")
+    group.add_argument("--variance", choices=variance.KINDS, help="of a reverse step of ddpm; learned: 2C channels")
+    group.add_argument("--beta-min", type=float, help="beta(0) of vp and subvp (default 0.1)")
+    group.add_argument("--beta-max", type=float, help="beta(1) of vp and subvp (default 20)")
+    group.add_argument("--sigma-min", type=float, help="the least noise of ve and ncsn (default 0.01)")
+    group.add_argument("--sigma-max", type=float, help="the most noise: ve 50, ncsn 1 by default")
 
 
 def _add_network(network):

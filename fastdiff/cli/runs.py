@@ -7,12 +7,9 @@ import torch
 
 from ..data.images import grid, save_png
 from ..models import load_unet
-from ..processes import GaussianProcess, schedules
 from ..samplers import Sampler
 from ..training.checkpoint import MODEL, read_config
-
-# Those of `fastdiff.schedules` that take T alone.
-SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")
+from . import processes
 
 
 def default_device():
@@ -42,14 +39,6 @@ def threads(count=None):
         torch.set_num_threads(before)
 
 
-def make_process(options):
-    """The process of {schedule, num_timesteps, prediction, variance}."""
-    if options["schedule"] not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {options['schedule']!r}")
-    betas = getattr(schedules, options["schedule"])(options["num_timesteps"])
-    return GaussianProcess(betas, prediction=options["prediction"], variance=options["variance"])
-
-
 def load_run(directory, device="cpu"):
     """(model, process) of a run: its averaged weights, ready for `fastdiff.Sampler`."""
     config = read_config(directory)
@@ -57,7 +46,7 @@ def load_run(directory, device="cpu"):
     if not path.exists():
         raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {MODEL}")
     model = with_classes(load_unet(path, device=device), config.get("classes"))
-    return model, make_process(config["process"])
+    return model, processes.make(config["process"])
 
 
 def with_classes(model, classes):
@@ -80,7 +69,8 @@ class Grids:
         self.condition = None if classes is None else torch.arange(num_samples) % classes
 
     def __call__(self, model, step):
-        image = grid(Sampler(model, self.process).sample(self.num_samples, seed=self.seed, condition=self.condition))
+        sampler = Sampler(model, self.process, processes.solver(self.process))
+        image = grid(sampler.sample(self.num_samples, seed=self.seed, condition=self.condition))
         self.out.mkdir(exist_ok=True)
         save_png(image, self.out / f"{step:07d}.png")
         return image

@@ -22,7 +22,8 @@ def add_arguments(parser):
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     group = parser.add_argument_group("the sampler")
-    group.add_argument("--solver", default="ddpm", help="name of the solver (default ddpm)")
+    group.add_argument("--solver", help="name of the solver (default ddpm; of an SDE euler_maruyama, of ncsn "
+                       "annealed_langevin)")  # fmt: skip
     group.add_argument("--steps", type=_steps, help="number of timesteps, or 10,15,20 or ddim50 (default: all)")
     group.add_argument("--spacing", choices=("even", "leading", "linspace", "trailing"), default="even",
                        help="how a number of steps is spaced (default even)")  # fmt: skip
@@ -84,7 +85,7 @@ def _sampler(args, group):
     import torch
 
     from ..samplers import ClassifierFree, Sampler
-    from . import runs
+    from . import processes, runs
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and group.world > 1:
@@ -97,8 +98,8 @@ def _sampler(args, group):
     try:
         steps = _timesteps(args, process.num_timesteps)
         sampler = Sampler(
-            model, process, args.solver, steps, guidance=guidance, clip=args.clip, precision=args.precision,
-            compile=args.compile, **dict(args.option),
+            model, process, args.solver or processes.solver(process), steps, guidance=guidance, clip=args.clip,
+            precision=args.precision, compile=args.compile, **dict(args.option),
         )  # fmt: skip
     except TypeError as error:  # an option that the solver has not, or of another kind
         raise ValueError(str(error)) from error

@@ -5,6 +5,8 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from . import processes
+
 # What suits each data set; a file and the command line can change all of it. The digits take two minutes or so on two
 # CPU cores.
 PRESETS = {
@@ -19,12 +21,11 @@ PRESETS = {
         model=dict(channels=32, channel_mult=(1, 2, 2), attention_resolutions=(14,), groups=8, dropout=0.1),
     ),
 }  # fmt: skip
-PROCESS = dict(schedule="linear", num_timesteps=1000, prediction="eps", variance="fixed_small")
 DEFAULT = dict(model=dict(channels=64, channel_mult=(1, 2, 2), attention_resolutions=(), dropout=0.1))
 # Of the command: its defaults.
 COMMAND = dict(
     data=None, out=None, data_dir=None, image_size=None, on_error="raise", class_conditional=False, device=None,
-    threads=None, num_samples=25,
+    threads=None, num_samples=25, process=processes.DEFAULT,
 )  # fmt: skip
 # What the data decide of the network.
 _OF_DATA = ("in_channels", "out_channels", "image_size", "image_width", "num_classes")
@@ -32,11 +33,11 @@ _FACTS = ("images", "classes")  # what a config.json says besides options
 
 
 def gathered(args):
-    """Every option by name, of the preset, the file and the command line."""
+    """Every option by name, of the preset, the file and the command line; `process` is the table of its options."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     told = {**(read(args.config) if args.config else {}), **given}
     preset = {**DEFAULT, **PRESETS.get(told.get("data"), {})}
-    choices = {**COMMAND, **PROCESS, **preset, **preset["model"], **told}
+    choices = {**COMMAND, **processes.OPTIONS[processes.DEFAULT], **preset, **preset["model"], **told}
     for name in ("data", "out"):
         if choices[name] is None:
             raise ValueError(f"{name} must be given, as --{name} or in --config")
@@ -44,7 +45,8 @@ def gathered(args):
         choices.setdefault("label_dropout", 0.1)
     elif choices.get("label_dropout") is not None:
         raise ValueError(f"label_dropout must not be given without class_conditional, got {choices['label_dropout']}")
-    if str(choices["variance"]).startswith("learned"):
+    choices["process"] = processes.settled(told, choices)
+    if _learned(choices["process"]):
         choices.setdefault("objective", "hybrid")
     return choices
 
@@ -58,14 +60,18 @@ def make_settings(choices, images, classes=None):
         return {name: choices[name] for name in names if name in choices}
 
     config = TrainConfig(**chosen(field.name for field in fields(TrainConfig)))
-    process = chosen(PROCESS)
+    process = choices["process"]
     C, H, W = images.shape[1:]
-    out = 2 * C if process["variance"].startswith("learned") else C
+    out = 2 * C if _learned(process) else C
     # One more class than there are: that of hidden labels.
     of_data = dict(in_channels=C, out_channels=out, image_size=H, image_width=W)
     of_data["num_classes"] = None if classes is None else classes + 1
     network = chosen(field.name for field in fields(UNetConfig))
     return config, process, UNetConfig(**{**network, **of_data})
+
+
+def _learned(process):
+    return str(process.get("variance")).startswith("learned")
 
 
 def read(path):
@@ -87,7 +93,7 @@ def _known():
     from ..training import TrainConfig
 
     network = {field.name for field in fields(UNetConfig)}
-    return {*COMMAND, *PROCESS, *network, *(field.name for field in fields(TrainConfig))}
+    return {*COMMAND, *processes.NAMES, *network, *(field.name for field in fields(TrainConfig))}
 
 
 def _flattened(table):

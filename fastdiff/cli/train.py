@@ -1,4 +1,4 @@
-"""Train a DDPM on images: checkpoints, metrics and sample grids go to one directory.
+"""Train a DDPM, NCSN or score-SDE model on images: checkpoints, metrics and sample grids go to one directory.
 
 Under torchrun each process takes its part of every batch, with DistributedDataParallel:
 
@@ -42,11 +42,11 @@ def _train(options, args, device):
 
     from ..models import UNet
     from ..training import train
-    from . import runs
+    from . import processes, runs
 
     data, classes = _data(options)
     config, process_options, model_config = make_settings(options, data.images, classes)
-    process = runs.make_process(process_options)
+    process = processes.make(process_options)
     torch.manual_seed(config.seed)
     model = runs.with_classes(UNet(model_config).to(device), classes)
     names = ("data", "threads", "data_dir", "image_size", "on_error", "num_samples", "class_conditional")

@@ -40,3 +40,23 @@ def losses(path, lines):
     ax.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def qualities(path, bits, quality):
+    """bits {name: values}, and quality {(name, solver, steps): values}: each mean with its seeds as points."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for place, values in enumerate(bits.values()):
+        left.plot(values, [place] * len(values), "o", color="C0")
+    left.set(xlabel="bits/dim, held out", yticks=range(len(bits)), yticklabels=list(bits))
+    for name, solver in dict.fromkeys(key[:2] for key in quality):
+        steps = sorted(key[2] for key in quality if key[:2] == (name, solver))
+        means = [sum(quality[name, solver, S]) / len(quality[name, solver, S]) for S in steps]
+        [line] = right.plot(steps, means, label=f"{name}; {solver}")
+        for S in steps:
+            values = quality[name, solver, S]
+            right.plot([S] * len(values), values, ".", color=line.get_color())
+    right.set(xlabel="steps", ylabel="Frechet distance", xscale="log", yscale="log")
+    right.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -109,17 +109,20 @@ class VESDE(ContinuousProcess):
     """dx = sigma(t) sqrt(2 ln(sigma_max / sigma_min)) dw: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
 
     score_sde's sigma_max is 50 for CIFAR-10 (the largest distance between images of the training set: 348 and 1348 for
-    CelebA-HQ at 256 and FFHQ at 1024). The network is fed sigma(t) and returns the score. Prior N(0, sigma_max^2).
+    CelebA-HQ at 256 and FFHQ at 1024). Networks are fed sigma(t), or 999 t with time="linear", which is linear in
+    log sigma, and return the score. Prior N(0, sigma_max^2).
     Source: Song et al. 2021, equations 9, 29 and 30, appendix C; Song and Ermon, "Improved techniques for training
     score-based generative models", 2020, technique 1.
     """
 
-    def __init__(self, sigma_min=0.01, sigma_max=50.0, *, prediction="score", t_min=1e-5):
+    def __init__(self, sigma_min=0.01, sigma_max=50.0, *, prediction="score", time="sigma", t_min=1e-5):
+        if time not in ("sigma", "linear"):
+            raise ValueError(f"time must be sigma or linear, got {time!r}")
         if not 0 < sigma_min < sigma_max < float("inf"):
             raise ValueError(f"sigma_min must be in (0, sigma_max), got {sigma_min} and sigma_max {sigma_max}")
         super().__init__(prediction, t_min)
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-        self.prior_std = self.sigma_max
+        self.prior_std, self.time = self.sigma_max, time
 
     def alpha(self, t):
         return torch.ones_like(precise(t))
@@ -134,7 +137,7 @@ class VESDE(ContinuousProcess):
         return self.sigma(t) * math.sqrt(2 * self._log_ratio)
 
     def label(self, t):
-        return self.sigma(t)
+        return self.sigma(t) if self.time == "sigma" else 999 * precise(t)
 
     def time_at(self, noise_level):
         return torch.log(precise(noise_level) / self.sigma_min) / self._log_ratio

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastdiff import GaussianProcess, Sampler, cli, schedules
-from fastdiff.cli import runs
+from fastdiff.cli import processes, runs
 from fastdiff.data import load
 from fastdiff.data.images import grid, to_uint8
 from fastdiff.samplers import ClassifierFree, ddpm
@@ -98,12 +98,12 @@ def test_threads(run, tmp_path, monkeypatch):
     dict(schedule="cosine", num_timesteps=10, prediction="x0", variance="fixed_small"),
 ])  # fmt: skip
 def test_processes(options):
-    process = runs.make_process(options)
+    process = processes.make(options)
     expected = GaussianProcess(getattr(schedules, options["schedule"])(options["num_timesteps"]), options["prediction"])
     assert torch.equal(process.betas, expected.betas) and process.prediction == expected.prediction
     assert process.variance == options["variance"]
     with pytest.raises(ValueError, match=r"schedule must be one of linear, .*, got 'cubic'"):
-        runs.make_process({**options, "schedule": "cubic"})
+        processes.make({**options, "schedule": "cubic"})
 
 
 def test_the_bar(run, tmp_path, capsys):

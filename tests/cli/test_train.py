@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fastdiff import load_unet, training
+from fastdiff.cli import processes
 from fastdiff.cli import settings as command
 from fastdiff.cli.flags import add_arguments
 from fastdiff.data import load, sources
@@ -130,7 +131,8 @@ def test_the_digits_preset():
     images = load("digits").images
     options, process, network = command.make_settings(command.gathered(parsed("--data=digits")), images)
     assert (network.in_channels, network.image_size) == (1, 8)
-    assert process == {**command.PROCESS, **{k: v for k, v in command.PRESETS["digits"].items() if k in process}}
+    preset = command.PRESETS["digits"]
+    assert process == {**processes.OPTIONS["ddpm"], **{k: v for k, v in preset.items() if k in process}}
     assert options.steps == command.PRESETS["digits"]["steps"]
 
 
@@ -138,7 +140,7 @@ def test_the_digits_preset():
 def test_other_presets_fit_their_images(data, shape):
     images = torch.zeros(2, shape[0], shape[1], shape[1], dtype=torch.uint8)
     _, process, network = command.make_settings(command.gathered(parsed(f"--data={data}")), images)
-    assert (network.in_channels, network.image_size) == shape and process == command.PROCESS
+    assert (network.in_channels, network.image_size) == shape and process == processes.OPTIONS["ddpm"]
 
 
 def test_every_option_is_heard():

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from fastdiff import cli, load_unet
+from fastdiff.cli import processes
 from fastdiff.cli.flags import RUN
-from fastdiff.cli.runs import SCHEDULES
+from fastdiff.processes import VPSDE
+from fastdiff.processes.continuous import ContinuousProcess
 from fastdiff.training import TrainConfig
 from tests.cli.runs import TINY, save_images, train
 
@@ -32,13 +34,58 @@ def test_every_field_has_a_flag():
     assert list(RUN) == [field.name for field in fields(TrainConfig)]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", processes.SCHEDULES)
 def test_schedules(tmp_path, schedule):
     data = save_images(tmp_path / "a.npz")
     assert train(data, tmp_path / "a", *SHORT, f"--schedule={schedule}") == 0
     words = ["sample", str(tmp_path / "a"), "-n2", "--steps=2", "--quiet"]
     assert cli.main([*words, "--out", str(tmp_path / "a.png")]) == 0
     assert config(tmp_path / "a")["process"]["schedule"] == schedule
+
+
+SDES = {
+    "vp": ["--beta-max=15"],
+    "subvp": ["--prediction=v"],
+    "ve": ["--sigma-max=9", "--timesteps=stratified"],
+    "ncsn": ["--num-timesteps=4", "--sigma-max=2", "--timesteps=loss-aware", "--weighting=min-snr"],
+}
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_score_models(tmp_path, name, monkeypatch, capsys):
+    """Trained, resumed, made again from its own config.json, drawn on the way and afterwards."""
+    monkeypatch.setattr(ContinuousProcess, "num_timesteps", 4)  # calls of the network for a sample
+    tiny = [word for word in TINY if "num-timesteps" not in word]
+    words = ["train", "--data", save_images(tmp_path / "a.npz"), *tiny, "--quiet", "--threads=1", "--no-tensorboard"]
+    words += [f"--process={name}", *SDES[name], "--sample-every=2"]
+    assert cli.main([*words, "--steps=2", "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*words, "--steps=4", "--out", str(tmp_path / "a"), "--resume"]) == 0
+    assert (tmp_path / "a" / "samples" / "0000004.png").exists()
+    again = ["train", "--config", str(tmp_path / "a" / "config.json"), "--out", str(tmp_path / "b"), "--quiet"]
+    assert cli.main(again) == 0 and config(tmp_path / "a") == config(tmp_path / "b")
+    told = config(tmp_path / "a")["process"]
+    assert told["process"] == name and told.keys() == {"process", *processes.OPTIONS[name]}
+    assert cli.main(["sample", str(tmp_path / "a"), "-n2", "--quiet", "--out", str(tmp_path / "a.npz")]) == 0
+    assert cli.main(["evaluate", "bpd", str(tmp_path / "a")]) == 2
+    assert "run must be of process ddpm for bpd, got " in capsys.readouterr().err
+
+
+def test_what_a_process_is_told(capsys):
+    """Its own options reach it; those of another are refused."""
+    vp = processes.make(processes.settled({"process": "vp", "beta_max": 15.0}, {"process": "vp", "beta_max": 15.0}))
+    assert (type(vp), vp.beta_max, vp.beta_min, vp.prediction) == (VPSDE, 15.0, 0.1, "eps")
+    told = {"process": "ncsn", "num_timesteps": 7, "sigma_min": 0.1}
+    ncsn = processes.make(processes.settled(told, {**processes.OPTIONS["ddpm"], **told}))
+    assert (ncsn.num_timesteps, ncsn.prior_std) == (7, 1.0) and ncsn.sigma[-1].item() == pytest.approx(0.1)
+    ve = processes.make({"process": "ve", "sigma_min": 0.01, "sigma_max": 9.0, "prediction": "eps"})
+    assert (ve.prior_std, ve.label(1.0).item()) == (9.0, 999.0)
+    assert cli.main(["train", "--data=digits", "--out=x", "--process=vp", "--schedule=cosine"]) == 2
+    message = "schedule must not be given for process vp (beta_min, beta_max, prediction), got 'cosine'"
+    assert message in capsys.readouterr().err
+    assert cli.main(["train", "--data=digits", "--out=x", "--sigma-max=3"]) == 2
+    assert "sigma_max must not be given for process ddpm" in capsys.readouterr().err
+    assert cli.main(["train", "--data=digits", "--out=x", "--process=ve", "--objective=vlb"]) == 2
+    assert "objective must be simple for a VESDE, got 'vlb'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])

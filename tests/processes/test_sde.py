@@ -79,6 +79,7 @@ def test_the_deviation_of_sub_vp_is_not_a_root():
 def test_networks_are_fed_999_t_by_vp_and_sigma_by_ve():
     assert VPSDE().label(0.5).item() == SubVPSDE().label(0.5).item() == 499.5
     assert VESDE().label(0.5).item() == pytest.approx(math.sqrt(0.01 * 50))
+    assert VESDE(time="linear").label(0.5).item() == 499.5
     assert (VPSDE().prediction, SubVPSDE().prediction, VESDE().prediction) == ("eps", "eps", "score")
 
 
@@ -132,6 +133,7 @@ def test_nodes_go_on_to_clean_data(kind):
 @pytest.mark.parametrize("make, message", [
     (lambda: VPSDE(0), r"beta_min must be in \(0, beta_max\], got 0 and beta_max 20.0"),
     (lambda: SubVPSDE(3, 2), r"beta_min must be in \(0, beta_max\], got 3 and beta_max 2"),
+    (lambda: VESDE(time="angle"), "time must be sigma or linear, got 'angle'"),
     (lambda: VESDE(1, 1), r"sigma_min must be in \(0, sigma_max\), got 1 and sigma_max 1"),
     (lambda: VPSDE(prediction="xprev"), r"prediction must be one of eps, score, x0, v, got 'xprev'"),
     (lambda: VPSDE(t_min=0.0), r"t_min must be in \(0, 1\), got 0.0"),
@@ -166,7 +168,8 @@ def test_times_that_are_no_numbers():
 
 def test_repr():
     assert repr(VESDE(prediction="eps")) == (
-        "VESDE(prediction='eps', t_min=1e-05, t_max=1.0, sigma_min=0.01, sigma_max=50.0, prior_std=50.0)"
+        "VESDE(prediction='eps', t_min=1e-05, t_max=1.0, sigma_min=0.01, sigma_max=50.0, prior_std=50.0, "
+        "time='sigma')"
     )
 
 
