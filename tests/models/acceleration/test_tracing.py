@@ -46,6 +46,23 @@ class Constant(Normed):
         return self.act(self.norm(x)) + torch.ones(1)
 
 
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class OfFunction(Normed):
+    """As OpenAI's attention, which is checkpointed by a Function of its own."""
+
+    def forward(self, x):
+        return self.act(self.norm(Same.apply(x)))
+
+
 class Asking(Normed):
     """It asks for what it is given: a tensor of four dimensions."""
 
@@ -63,6 +80,7 @@ class Asking(Normed):
     (UnderAutocast, "it uses autocast"),
     (Decorated, "it uses a decorator"),
     (Constant, "it makes a tensor that depends on none of its arguments"),
+    (OfFunction, "it calls an autograd.Function or a checkpoint"),
 ])  # fmt: skip
 def test_what_cannot_be_traced_says_why(kind, reason):
     model = drawn(nn.Sequential(nn.Conv2d(8, 8, 1), kind()))
