@@ -21,7 +21,9 @@ class ReverseSteps:
     Raises what `reverse_step` does.
     """
 
-    def __init__(self, x, rows, row, rng=None, *, model_input=None, history=None, sample_ids=None, mask=None, known=None):
+    def __init__(
+        self, x, rows, row, rng=None, *, model_input=None, history=None, sample_ids=None, mask=None, known=None
+    ):
         self._x, self._rows, self._sample_ids = x, rows, sample_ids
         self._written = model_input, history
         self._read = mask, known

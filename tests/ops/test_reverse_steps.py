@@ -130,7 +130,7 @@ def test_a_mode_sees_the_op(begun):
 
 
 def test_a_backend_asked_for_later_is_used(begun, whole):
-    steps, x = begun
+    steps, _ = begun
     with ops.use_backend("reference"):
         steps(state(seed=2), 1)
         steps(state(seed=3), 2)
