@@ -65,18 +65,15 @@ def multistep_plan(scheduler, first):
     """DPM-Solver and DPM-Solver++ through the scheduler's noise levels from number `first` on."""
     config, process = scheduler.config, process_of(scheduler)
     algorithm, order, short = config.algorithm_type, config.solver_order, len(scheduler.timesteps) < 15
-    if algorithm == "sde-dpmsolver" or config.get("use_flow_sigmas"):
-        raise ValueError(f"algorithm_type must not be sde-dpmsolver, nor use_flow_sigmas be set, got {algorithm!r}")
-    lower = config.lower_order_final and short
-    if config.euler_at_final and order == 3 and not lower and config.final_sigmas_type != "zero":
-        raise ValueError("euler_at_final must be False for solver_order 3 that ends at sigma_min, got True")
-    lower |= config.euler_at_final and order < 3
-    nodes = process.through(scheduler.sigmas[first:])
-    if order == 1 and algorithm != "dpmsolver":
-        return ddim(process, nodes, clip=None, eta=float(algorithm.startswith("sde")))
+    if config.get("use_flow_sigmas"):
+        raise ValueError("use_flow_sigmas must be False, got True")
+    lower = (config.lower_order_final and short) or ("euler" if config.euler_at_final else False)
+    nodes, noisy = process.through(scheduler.sigmas[first:]), float(algorithm.startswith("sde"))
+    if order == 1 and algorithm.endswith("++"):
+        return ddim(process, nodes, clip=None, eta=noisy)
     options = {"clip": None, "solver_type": config.solver_type, "lower_order_final": lower}
-    if algorithm == "dpmsolver":
-        return dpm_multistep(process, nodes, order=order, **options)
+    if not algorithm.endswith("++"):
+        return dpm_multistep(process, nodes, order=order, eta=noisy, **options)
     if algorithm == "sde-dpmsolver++" and order == 3:
         options["weights"] = "diffusers"
     solver = f"dpmpp_{order}m" + "_sde" * algorithm.startswith("sde")

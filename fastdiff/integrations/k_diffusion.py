@@ -14,14 +14,14 @@ import torch
 
 from ..processes import VESDE
 from ..samplers import SOLVERS
+from .k_diffusion_adaptive import sample_dpm_adaptive
 from .k_diffusion_denoisers import Denoiser, as_model
 from .k_diffusion_run import follow, run
 
 __all__ = [
-    "Denoiser", "as_model", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpm_fast", "sample_dpmpp_2m",
-    "sample_dpmpp_2m_sde", "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde", "sample_euler",
-    "sample_euler_ancestral",
-    "sample_heun", "sample_lms",
+    "Denoiser", "as_model", "sample_dpm_2", "sample_dpm_2_ancestral", "sample_dpm_adaptive", "sample_dpm_fast",
+    "sample_dpmpp_2m", "sample_dpmpp_2m_sde", "sample_dpmpp_2s_ancestral", "sample_dpmpp_3m_sde", "sample_dpmpp_sde",
+    "sample_euler", "sample_euler_ancestral", "sample_heun", "sample_lms",
 ]  # fmt: skip
 
 

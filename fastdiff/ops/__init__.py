@@ -9,10 +9,12 @@ from .group_norm_silu import group_norm_silu
 from .normal import normal
 from .q_sample import q_sample, q_step
 from .reverse_step import reverse_step
+from .reverse_steps import ReverseSteps
 from .rms_norm_silu import rms_norm_silu
 from .vlb_terms import vlb_terms
 
 __all__ = [
+    "ReverseSteps",
     "conv3x3",
     "diffusion_loss",
     "group_norm_silu",

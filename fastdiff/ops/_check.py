@@ -6,10 +6,10 @@ import torch
 from torch.autograd import forward_ad
 
 try:
-    from fastdiff._C import conforms as _conforms  # the quick answer, without words
+    from fastdiff._C import conforms  # the quick answer, without words
 except ImportError:
 
-    def _conforms(*arguments):
+    def conforms(*arguments):
         return False
 
 
@@ -36,7 +36,7 @@ def image(name, value):
 def tensors(device, *each):
     """name, tensor, shape, dtype, and again: every tensor of this shape, dtype and device."""
     try:
-        if not torch.compiler.is_compiling() and _conforms(device, *each):
+        if not torch.compiler.is_compiling() and conforms(device, *each):
             return
     except AttributeError:
         pass  # something is no tensor

@@ -168,7 +168,7 @@ def _reverse_step(x, model_output, out, rows, row, model_input, history, noise, 
     extras = not (history is noise is extra is mask is known is known_noise is model_input is None)
     if extras:
         model_input = _layout.dense(model_input)
-        history = history if history is None else _slots(history, last)
+        history = history if history is None else in_slots(history, last)
         mask = mask if mask is None else _layout.in_layout(mask.to(x.dtype), last)
         noise, extra, known, known_noise = (_layout.in_layout(v, last) for v in (noise, extra, known, known_noise))
     if not (gain is bound is shrink is None):
@@ -210,7 +210,7 @@ def _like_state(out, last):
     return _layout.empty(out.shape, last, out.dtype, out.device)
 
 
-def _slots(history, last):
+def in_slots(history, last):
     """The history with each slot [B, C, *] in the state's layout, itself where it is already."""
     if not last:
         return history.contiguous()

@@ -15,6 +15,7 @@ attempted step: whether all samples have arrived.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -90,40 +91,72 @@ class DPMAdaptive:
         self.start = self.process.nodes(1).start
 
     def run(self, denoise, x, draw, progress=None):
-        process = self.process
-        first, last = (-process.noise_level(precise(t, x.device)).log() for t in (process.t_max, process.t_min))
-        eps = _Eps(process, denoise, self.clip, x)
+        first, last = self._ends(x)
+        noise = (lambda attempt, *_: draw(attempt)) if self.eta else (lambda *_: None)
+        for attempt in self.attempts(denoise, x, noise):
+            x = attempt.x
+            if progress is not None:
+                progress(((attempt.lam.min() - first) / (last - first)).item())
+        if not self.denoise:
+            return x
+        x0 = denoise(x, self.process.time_at(torch.exp(-last)).expand(len(x)))
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def attempts(self, denoise, x, noise):
+        """Yields an `Attempt` for each, until all samples have arrived.
+
+        noise(attempt, before, end, accepted) -> standard normals like x, or None without eta: of the step from lam =
+        `before` to `end`, each [B], that the samples `accepted` take.
+        """
+        first, last = self._ends(x)
+        eps = _Eps(self.process, denoise, self.clip, x)
         x = x / eps.alpha(first.expand(len(x)))
         controller = _Controller(self, x)
         lam, before = first.repeat(len(x)), x
         for attempt in range(self.max_steps):
             moving = lam < last - _ARRIVED
             if not moving.any():
-                break
+                return
             # Samples that have arrived take a tiny step back, which is thrown away.
             end = torch.where(moving, torch.minimum(last, lam + controller.h), lam - _ARRIVED)
-            target, noise = _ancestral(lam, end, last, self.eta)
+            target, std = _ancestral(lam, end, last, self.eta)
             low, high = (_orders_2 if self.order == 2 else _orders_3)(eps, x, lam, target)
-            accepted = controller.accept(low, high, before) & moving
-            if self.eta:
-                high = high + eps.like(noise * self.s_noise) * draw(attempt)
+            accepted, error = controller.accept(low, high, before)
+            accepted &= moving
+            drawn = noise(attempt, lam, end, accepted)
+            if self.eta and drawn is not None:
+                high = high + eps.like(std * self.s_noise) * drawn
             taken = eps.like(accepted)
             before, x = torch.where(taken, low, before), torch.where(taken, high, x)
             lam = torch.where(accepted, end, lam)
-            if progress is not None:
-                progress(((lam.min() - first) / (last - first)).item())
-        else:
+            yield Attempt(x * eps.alpha(lam), eps.first, lam, accepted, error, controller.h)
+        if (lam < last - _ARRIVED).any():
             raise RuntimeError(f"the error stayed too large for {self.max_steps} steps; is the model's output finite?")
-        x = x * eps.alpha(lam)
-        return eps.x0(x, process.time_at(torch.exp(-last)).expand(len(x))) if self.denoise else x
+
+    def _ends(self, x):
+        """lam at t_max and at t_min."""
+        times = (precise(t, x.device) for t in (self.process.t_max, self.process.t_min))
+        return [-self.process.noise_level(t).log() for t in times]
+
+
+class Attempt(NamedTuple):
+    """An attempted step of every sample; tensors are [B], float64, unless said."""
+
+    x: torch.Tensor  # [B, C, *], the state after it, which is that before where it was not accepted
+    x0: torch.Tensor  # [B, C, *], the estimate from the state before
+    lam: torch.Tensor  # where x is
+    accepted: torch.Tensor  # bool
+    error: torch.Tensor  # in units of the tolerance
+    h: torch.Tensor  # the next step's
 
 
 class _Eps:
-    """eps(u, lam) = (u - x0) / s of states u = x / alpha at lam, s = exp(-lam)."""
+    """eps(u, lam) = (u - x0) / s of states u = x / alpha at lam, s = exp(-lam); eps.begin the first of a step."""
 
     def __init__(self, process, denoise, clip, x):
         self.process, self.denoise, self.clip = process, denoise, clip
         self.dtype, self.shape = x.dtype, (-1, *(1,) * (x.dim() - 1))
+        self.first = None  # x0 where the step began
 
     def like(self, value):
         """[B] float64 to [B, 1, ...] in x's dtype; bools stay bools."""
@@ -136,6 +169,11 @@ class _Eps:
         x0 = self.denoise(x, t)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
+    def begin(self, u, lam):
+        t = self.process.time_at(torch.exp(-lam))
+        self.first = self.x0(u * self.like(self.process.alpha(t)), t)
+        return (u - self.first) / self.like(torch.exp(-lam))
+
     def __call__(self, u, lam):
         t = self.process.time_at(torch.exp(-lam))
         return (u - self.x0(u * self.like(self.process.alpha(t)), t)) / self.like(torch.exp(-lam))
@@ -143,7 +181,7 @@ class _Eps:
 
 def _orders_2(eps, u, lam, target):
     """(order 1, order 2) of the step, two calls."""
-    h, s, e = target - lam, eps.like(torch.exp(-target)), eps(u, lam)
+    h, s, e = target - lam, eps.like(torch.exp(-target)), eps.begin(u, lam)
     grown = s * eps.like(torch.expm1(h))
     low = u - grown * e
     middle = lam + h / 2
@@ -153,7 +191,7 @@ def _orders_2(eps, u, lam, target):
 
 def _orders_3(eps, u, lam, target):
     """(order 2 with its middle at a third, order 3), three calls that they share."""
-    h, s, e = target - lam, eps.like(torch.exp(-target)), eps(u, lam)
+    h, s, e = target - lam, eps.like(torch.exp(-target)), eps.begin(u, lam)
     lam1, lam2 = lam + h / 3, lam + 2 * h / 3
     u1 = u - eps.like(torch.exp(-lam1) * torch.expm1(h / 3)) * e
     d1 = eps(u1, lam1) - e
@@ -183,15 +221,16 @@ class _Controller:
         self.errors = None  # e1, e2 of the docstring
 
     def accept(self, low, high, before):
-        """Whether each sample keeps this step, [B]; changes h."""
+        """(whether each sample keeps this step, its error), [B] each; changes h."""
         solver = self.solver
         scale = (solver.rtol * torch.maximum(low.abs(), before.abs())).clamp(min=solver.atol)
         squared = precise((low - high) / scale).square().flatten(1).mean(1)
-        e = 1 / ((squared if solver.norms == "sample" else squared.mean().expand(len(low))).sqrt() + 1e-8)
+        error = (squared if solver.norms == "sample" else squared.mean().expand(len(low))).sqrt()
+        e = 1 / (error + 1e-8)
         e1, e2 = (e, e) if self.errors is None else self.errors
         b1, b2, b3 = solver.powers
         factor = 1 + torch.atan(e**b1 * e1**b2 * e2**b3 - 1)
         accepted = factor >= solver.accept_safety
         self.errors = torch.where(accepted, e, e1), torch.where(accepted, e1, e2)
         self.h = self.h * factor
-        return accepted
+        return accepted, error

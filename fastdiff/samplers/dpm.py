@@ -10,8 +10,9 @@ from .forms import X0, H, Rows, X
 
 
 def dpm_multistep(
-    process, timesteps=None, *, clip=1.0, order=2, solver_type="midpoint", lower_order_final=False, weights="published"
-):
+    process, timesteps=None, *, clip=1.0, order=2, solver_type="midpoint", lower_order_final=False,
+    weights="published", eta=0.0, s_noise=1.0,
+):  # fmt: skip
     """x' = alpha'/alpha * x - sigma' * expm1(h) * (eps + (eps - eps_before) / (2 r)), h = lambda' - lambda.
 
     `dpmpp_2m` and `dpmpp_3m` (order 3) of the noise, lambda = log(alpha / sigma), r = h_before / h.
@@ -20,11 +21,14 @@ def dpm_multistep(
         process, timesteps: a process and what its `nodes` takes, or Nodes.
         clip: bound of x0's absolute value, or None; eps follows from the clipped x0.
         order: 1, 2 or 3. solver_type, lower_order_final, weights: as for `dpmpp_3m`.
+        eta: share of noise that is drawn anew: what eps adds is multiplied by 1 + eta, and noise of deviation
+            s_noise * sigma' * sqrt(eta * expm1(2 h)) comes with it; 1 is diffusers' sde-dpmsolver.
 
     Source: Lu et al., "DPM-Solver: a fast ODE solver for diffusion probabilistic model sampling in around 10 steps",
     2022; the multistep form is diffusers'.
     """
-    return multistep(process, timesteps, clip, order, solver_type, lower_order_final, predict="eps", weights=weights)
+    options = {"predict": "eps", "weights": weights, "eta": eta, "s_noise": s_noise}
+    return multistep(process, timesteps, clip, order, solver_type, lower_order_final, **options)
 
 
 def dpm_singlestep(

@@ -31,7 +31,11 @@ def multistep(
     process, timesteps, clip, order, solver_type, lower_order_final, *,
     predict="x0", eta=0.0, s_noise=1.0, weights="published",
 ):  # fmt: skip
-    """DPM-Solver and DPM-Solver++ of order 1 to 3; eta, only for x0: how much noise is drawn anew."""
+    """DPM-Solver and DPM-Solver++ of order 1 to 3; eta: how much noise is drawn anew.
+
+    The noise of x0 shortens what is left of x by exp(-eta h) and stretches g; that of eps moves 1 + eta times as far.
+    lower_order_final: the last steps are of order 2 and 1; "euler": the last one of order 1.
+    """
     check_choices(order=(order, (1, 2, 3)), solver_type=(solver_type, ("midpoint", "heun")), weights=(weights, WEIGHTS))
     check_amounts(eta=eta, s_noise=s_noise)
     nodes, rows = nodes_of(process, timesteps, signal=predict == "eps"), Rows(clip)
@@ -40,17 +44,24 @@ def multistep(
         if to.sigma == 0:
             rows.add(at, to.alpha * X0)
             continue
-        left = S - i if lower_order_final else order
+        left = (1 if i + 1 == S else order) if lower_order_final == "euler" else S - i if lower_order_final else order
         steps = [points[j + 1].half_logsnr - points[j].half_logsnr for j in range(i, max(i - order, -1), -1)]
-        drawn = eta * steps[0] if eta else 0.0
-        scale, outer, g = scales(at, to, predict)
+        scale, outer, g, std = _noisy(*scales(at, to, predict), eta, predict)
         values = [estimate(at, predict), H[(i - 1) % 3], H[(i - 2) % 3]]
-        change = math.expm1(g - drawn) * values[0] + _differences(
-            min(order, i + 1, left), steps, g - drawn, values, solver_type, weights
+        change = math.expm1(g) * values[0] + _differences(
+            min(order, i + 1, left), steps, g, values, solver_type, weights
         )
-        noise = s_noise * to.sigma * math.sqrt(-math.expm1(-2 * drawn)) * NOISE
-        rows.add(at, scale * math.exp(-drawn) * X - outer * change + noise, keep=values[0], slot=i % 3)
+        result = scale * X - outer * change + s_noise * to.sigma * std * NOISE
+        rows.add(at, result, keep=values[0], slot=i % 3)
     return rows.plan(nodes.start)
+
+
+def _noisy(scale, outer, g, eta, predict):
+    """(scale, outer, g, deviation of the noise in units of sigma') where noise is drawn anew."""
+    if predict == "eps":
+        return scale, (1 + eta) * outer, g, math.sqrt(eta * math.expm1(2 * g)) if eta else 0.0
+    drawn = eta * -g if eta else 0.0
+    return scale * math.exp(-drawn), outer, g - drawn, math.sqrt(-math.expm1(-2 * drawn))
 
 
 def _differences(order, steps, g, values, solver_type, weights):

@@ -51,7 +51,10 @@ class Run:
         if self.dtype not in (None, torch.float32) or plan.scales_input or self.parts == 2:
             size, dtype = (self.parts * B, *self.shape), self.dtype or torch.float32
             self.model_input = torch.empty(size, device=device, dtype=dtype, memory_format=memory_format)
-        self.history = self.x.new_zeros((3, *self.x.shape)) if plan.multistep else None
+        self.history = None
+        if plan.multistep:  # each slot in the state's layout
+            slots = torch.empty((3 * B, *self.shape), device=device, memory_format=memory_format)
+            self.history = slots.zero_().unflatten(0, (3, B))
         self.x0 = torch.zeros_like(self.x) if estimates else None
         self.raw = torch.empty_like(self.x) if self.threshold else None
         self.table = plan.table().to(device, non_blocking=True)
@@ -67,6 +70,8 @@ class Run:
         self.counters = torch.zeros(3, dtype=torch.int64, device=device)  # seed, draw, row
         self.rng, self.counter, self.draw_and_row = self.counters[:2], self.counters[2:], self.counters[1:]
         self.one = torch.ones(2, dtype=torch.int64, device=device)  # a tensor is added sooner than a number
+        # The same for the host's loop, of every row: seed, draw, row, and one more, so that all rows are aligned alike.
+        self.places = torch.arange(len(plan), device=device)[:, None].repeat(1, 4)
         self.sample_ids = torch.zeros(B, dtype=torch.int64, device=device)
         self.mask = self.known = None
         self.condition = {}
@@ -87,6 +92,7 @@ class Run:
         """A new batch: x_T = start * noise, or x, or alpha * x_start + sigma * noise with start = (alpha, sigma)."""
         counters = torch.cat([ops.rng.make_rng(seed), torch.zeros(1, dtype=torch.int64)])
         self.counters.copy_(counters, non_blocking=True)
+        self.places[:, 0] = self.counters[0]
         self.sample_ids.copy_(torch.tensor(sample_ids, dtype=torch.int64), non_blocking=True)
         if x is not None:
             self.x.copy_(x)
@@ -105,15 +111,19 @@ class Run:
         self.condition = {key: _kept(self.condition.get(key), value) for key, value in (condition or {}).items()}
         self._bind()
 
-    def _normal(self, stream):
-        return ops.normal(self.x.shape, self.rng, self.sample_ids, stream=stream, memory_format=self.memory_format)
+    def _normal(self, stream, rng=None):
+        rng = self.rng if rng is None else rng
+        return ops.normal(self.x.shape, rng, self.sample_ids, stream=stream, memory_format=self.memory_format)
 
     def _bind(self):
         """What every call of the kernel and the network is given, whichever the row."""
         tensors = {"model_input": self.model_input, "history": self.history, "mask": self.mask, "known": self.known}
-        self.fixed = {"out": self.x, **{name: value for name, value in tensors.items() if value is not None}}
-        if self.plan.draws or self.mask is not None:
-            self.fixed |= {"rng": self.rng, "sample_ids": self.sample_ids}
+        self.fixed = {name: value for name, value in tensors.items() if value is not None}
+        self.draws = self.plan.draws or self.mask is not None
+        if self.draws:
+            self.fixed["sample_ids"] = self.sample_ids
+        row, rng = self.places[:, 2:3], self.places[:, :2] if self.draws else None
+        self.steps = ops.ReverseSteps(self.x, self.table, row, rng, **self.fixed)
         whole = self.x if self.model_input is None else self.model_input
         conditional = {
             key: value[-self.B :] if isinstance(value, torch.Tensor) else value for key, value in self.condition.items()
@@ -130,25 +140,32 @@ class Run:
         return [views[kind.halves][row] for row, kind in enumerate(self.kinds)]
 
     def row(self, row):
-        """The plan's row, which the device's counter has come to."""
-        self._step(self.kinds[row], self.time_of_row[row])
+        """The plan's row, the same for the host's loop: nothing on the device counts."""
+        kind, time = self.kinds[row], self.time_of_row[row]
+        output = self._call(kind.halves, time) if kind.halves else None
+        if kind.adjusted or self.has_terms or self.x0 is not None:
+            self._step(kind, time, output, self.places[row, 2:3], self.places[row, :2])
+        else:
+            self.steps(output, row)
 
     def row_on_device(self, kind):
-        """The row that the device's counter names."""
+        """The row that the device's counter names, which then moves on."""
         time = self.time[kind.halves]
         torch.index_select(self.times[kind.halves], 0, self.counter, out=time)
-        self._step(kind, time[0])
-
-    def _step(self, kind, time):
-        output = self._call(kind.halves, time) if kind.halves else None
-        terms = self._terms(kind.halves, output, time) if self.has_terms and kind.halves else {}
-        if self.x0 is not None and kind.halves:
-            ops.reverse_step(self.x, output, self.estimates, self.counter, out=self.x0, **terms)
-        if kind.adjusted:
-            self._adjusted_step(kind, output, terms)
-        else:
-            ops.reverse_step(self.x, output, self.table, self.counter, **self.fixed, **terms)
+        output = self._call(kind.halves, time[0]) if kind.halves else None
+        self._step(kind, time[0], output, self.counter, self.rng)
         self.draw_and_row.add_(self.one)
+
+    def _step(self, kind, time, output, row, rng):
+        """The kernel's part; row int64 [1] and rng [2] are on the device."""
+        terms = self._terms(kind.halves, output, time, row) if self.has_terms and kind.halves else {}
+        if self.x0 is not None and kind.halves:
+            ops.reverse_step(self.x, output, self.estimates, row, out=self.x0, **terms)
+        if kind.adjusted:
+            self._adjusted_step(kind, output, row, rng, terms)
+        else:
+            rng = rng if self.draws else None
+            ops.reverse_step(self.x, output, self.table, row, out=self.x, rng=rng, **self.fixed, **terms)
 
     def _call(self, halves, time):
         x, positional, keywords = self.fed[halves]
@@ -160,16 +177,16 @@ class Run:
             raise ValueError(f"model must return a tensor on {self.device}, got {output.device}")
         return output
 
-    def _weight(self):
-        return self.table.index_select(0, self.counter)[:, COLUMNS["w"]]
+    def _weight(self, row):
+        return self.table.index_select(0, row)[:, COLUMNS["w"]]
 
-    def _terms(self, halves, output, time):
+    def _terms(self, halves, output, time, row):
         """gain, bound, shrink [B] and extra like x, as far as this run has them."""
         terms = {}
         if halves == 2 and self.free.rescale:
-            terms["gain"] = self.free.gain(output, self.shape[0], self._weight())
+            terms["gain"] = self.free.gain(output, self.shape[0], self._weight(row))
         if self.threshold is not None:
-            ops.reverse_step(self.x, output, self.raw_estimates, self.counter, out=self.raw, **terms)
+            ops.reverse_step(self.x, output, self.raw_estimates, row, out=self.raw, **terms)
             terms["bound"], terms["shrink"] = self.threshold(self.raw)
         if self.classifier is not None:
             x, positional, keywords = self.fed[1]
@@ -178,15 +195,17 @@ class Run:
             terms["extra"] = extra.to(self.x.dtype)
         return terms
 
-    def _adjusted_step(self, kind, output, terms):
+    def _adjusted_step(self, kind, output, row, rng, terms):
         """The row with coefficients that each sample's state decides; its noise is that of the kernel."""
-        self.own.copy_(self.pairs.index_select(0, self.counter).expand_as(self.own))
+        self.own.copy_(self.pairs.index_select(0, row).expand_as(self.own))
         if kind.halves == 2:
-            output = self.free.combine(output, self.shape[0], self._weight(), terms.pop("gain", None))
-        noise = self._normal(ops.rng.STEP)
-        self.plan.adjust(self.own[:, 0], self.counter, self.x, output, noise)
-        table = self.own.view(2 * self.B, WIDTH)
-        ops.reverse_step(self.x, output, table, self.own_row, noise=noise, **self.fixed, **terms)
+            output = self.free.combine(output, self.shape[0], self._weight(row), terms.pop("gain", None))
+        noise = self._normal(ops.rng.STEP, rng)
+        self.plan.adjust(self.own[:, 0], row, self.x, output, noise)
+        table, rng = self.own.view(2 * self.B, WIDTH), rng if self.draws else None
+        ops.reverse_step(
+            self.x, output, table, self.own_row, out=self.x, rng=rng, noise=noise, **self.fixed, **terms
+        )  # fmt: skip
 
 
 def _kinds(plan, free):

@@ -62,6 +62,7 @@ def assert_same(peer, ours, steps, **options):
 
 SPACINGS = ["leading", "linspace", "trailing"]
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+SDE = {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}
 THRESHOLD = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
 
 
@@ -91,6 +92,10 @@ def test_ddim_goes_a_stride_down_and_keeps_the_raw_eps(backend, options, spacing
     {}, {"solver_order": 3}, {"solver_order": 1}, {"solver_type": "heun"}, {"use_karras_sigmas": True},
     {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, {"algorithm_type": "sde-dpmsolver++"},
     {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, THRESHOLD, {"euler_at_final": True},
+    {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, {**SDE, "solver_order": 1}, SDE,
+    {**SDE, "solver_type": "heun"}, {**SDE, "euler_at_final": True}, {**SDE, **THRESHOLD},
+    {"solver_order": 3, "euler_at_final": True, "final_sigmas_type": "sigma_min"},
+    {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3, "solver_type": "heun"},
     {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
 ])  # fmt: skip
 @pytest.mark.parametrize("steps", [10, 20])

@@ -67,6 +67,77 @@ def test_recorded_runs_of_dpm_fast(backend, key):
     assert len(asked) == kwargs["n"] // 3 + 1 and asked[-1][1] == pytest.approx(config["sigma_min"])
 
 
+ADAPTIVE = {run["key"]: run for run in load("dpm_solver")["runs"] if run["key"].startswith("adaptive")}
+
+
+@pytest.mark.parametrize("key", ADAPTIVE)
+def test_recorded_runs_of_dpm_adaptive(key):
+    """One draw for each accepted step, of its ends; as many calls, accepted and rejected."""
+    arrays, process, data = recorded_fast()
+    config, kwargs, asked, seen = arrays["config"], ADAPTIVE[key]["kwargs"], [], []
+
+    def noise_sampler(level, following):
+        asked.append((float(level), float(following)))
+        return arrays["noise"][0]
+
+    x, info = k_diffusion.sample_dpm_adaptive(
+        data.model(process), arrays["x_init_unit"] * config["sigma_max"], config["sigma_min"], config["sigma_max"],
+        callback=seen.append, disable=True, noise_sampler=noise_sampler, return_info=True, **kwargs,
+    )  # fmt: skip
+    assert error(x, arrays[key]) < 1e-10
+    assert info == ADAPTIVE[key]["info"] and len(asked) == info["n_accept"]
+    assert asked[0][0] == pytest.approx(config["sigma_max"]) and asked[-1][1] == pytest.approx(config["sigma_min"])
+    assert all(level == before for (level, _), (_, before) in zip(asked[1:], asked, strict=False))
+    assert torch.equal(seen[-1]["x"], x) and [step["i"] for step in seen] == list(range(info["steps"]))
+    assert seen[-1]["sigma"] == seen[-1]["sigma_hat"] == pytest.approx(config["sigma_min"])
+    assert [step["n_reject"] for step in seen] == sorted(step["n_reject"] for step in seen)
+    assert (seen[0]["error"] < 1.2) == (seen[0]["n_accept"] == 1) and seen[0]["h"] > 0
+    first = data.model(process)(arrays["x_init_unit"] * config["sigma_max"], torch.full((3,), config["sigma_max"]))
+    assert error(seen[0]["denoised"], first) < 1e-6
+
+
+def test_dpm_adaptive_returns_x_alone_and_draws_from_torchs_generator():
+    def sample(**options):
+        torch.manual_seed(3)
+        x = k_diffusion.sample_dpm_adaptive(mixture, RECORDED["x_init_unit"] * 10.0, 0.1, 10.0, disable=True, **options)
+        return x, torch.get_rng_state()
+
+    (plain, after), (noisy, _) = sample(), sample(eta=1.0)
+    assert isinstance(plain, torch.Tensor) and not torch.equal(plain, noisy)
+    torch.manual_seed(3)
+    assert not torch.equal(torch.get_rng_state(), after)  # noise is drawn without eta too, as there
+    with pytest.raises(ValueError, match=r"sigma_min and sigma_max must be above 0, got 0 and 10\.0"):
+        k_diffusion.sample_dpm_adaptive(mixture, plain, 0, 10.0)
+    with pytest.raises(ValueError, match="order must be 2 or 3, got 4"):
+        k_diffusion.sample_dpm_adaptive(mixture, plain, 0.1, 10.0, order=4)
+
+
+SIGNATURES = {
+    "euler": "s_churn=0.0 s_tmin=0.0 s_tmax=inf s_noise=1.0", "heun": "s_churn=0.0 s_tmin=0.0 s_tmax=inf s_noise=1.0",
+    "dpm_2": "s_churn=0.0 s_tmin=0.0 s_tmax=inf s_noise=1.0",
+    "euler_ancestral": "eta=1.0 s_noise=1.0 noise_sampler=None",
+    "dpm_2_ancestral": "eta=1.0 s_noise=1.0 noise_sampler=None",
+    "dpmpp_2s_ancestral": "eta=1.0 s_noise=1.0 noise_sampler=None", "lms": "order=4", "dpmpp_2m": "",
+    "dpmpp_sde": "eta=1.0 s_noise=1.0 noise_sampler=None r=0.5",
+    "dpmpp_2m_sde": "eta=1.0 s_noise=1.0 noise_sampler=None solver_type=midpoint",
+    "dpmpp_3m_sde": "eta=1.0 s_noise=1.0 noise_sampler=None",
+    "dpm_fast": "eta=0.0 s_noise=1.0 noise_sampler=None",
+    "dpm_adaptive": "order=3 rtol=0.05 atol=0.0078 h_init=0.05 pcoeff=0.0 icoeff=1.0 dcoeff=0.0 accept_safety=0.81"
+    " eta=0.0 s_noise=1.0 noise_sampler=None return_info=False",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_those_of_k_diffusion(name):
+    """All of its sample_* functions, by their names, order and defaults."""
+    places = {"dpm_fast": "sigma_min sigma_max n", "dpm_adaptive": "sigma_min sigma_max"}.get(name, "sigmas")
+    expected = f"model x {places} extra_args=None callback=None disable=None {SIGNATURES[name]}".split()
+    parameters = inspect.signature(getattr(k_diffusion, f"sample_{name}")).parameters.values()
+    found = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
+    assert found == expected
+    assert {n for n in k_diffusion.__all__ if n.startswith("sample_")} == {f"sample_{n}" for n in SIGNATURES}
+
+
 def test_float32_and_extra_args(backend):
     sigmas = RECORDED["sigmas.karras.n8.f64"]
 

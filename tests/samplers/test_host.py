@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
 from fastdiff.capture import Capture
-from fastdiff.ops import rng
+from fastdiff.ops import reverse_steps, rng
 from fastdiff.samplers import sampler
 from fastdiff.samplers.run import Run
 from tests.cuda_graphs import Cuda
@@ -175,14 +175,25 @@ def rows_of(sampler_, arguments, on_device):
     return calls
 
 
-def test_a_step_is_two_calls_beside_the_model(process):
+def test_a_step_is_one_call_beside_the_model(process):
+    """On a device that counts the rows, three."""
     output = torch.zeros(SHAPE)
     for on_device in (False, True):
         for calls in rows_of(Sampler(lambda x, t: output, process, steps=5), {}, on_device):
             ours = [name for name in calls.names if name not in ("aten.select.int", "aten.unbind.int")]  # views
-            times = ["aten.index_select.out"] * on_device
-            assert ours == [*times, "fastdiff.reverse_step_.default", "aten.add_.Tensor"]
+            step = "fastdiff.reverse_step_.default"
+            assert ours == (["aten.index_select.out", step, "aten.add_.Tensor"] if on_device else [step])
             assert calls.allocated == 0
+
+
+def test_the_hosts_loop_checks_what_stays_the_same_once(process, monkeypatch):
+    """The whole op runs in the first row alone, unless something changes."""
+    output, whole = torch.zeros(SHAPE), []
+    monkeypatch.setattr(reverse_steps, "reverse_step", lambda *a, **k: (whole.append(1), ops.reverse_step(*a, **k)))
+    for solver in ("ddpm", "ddim", "dpmpp_2m", "unipc"):
+        whole.clear()
+        Sampler(lambda x, t: output, process, solver, 12).sample(SHAPE)
+        assert len(whole) == 1
 
 
 def test_no_step_reads_copies_or_converts(case):
@@ -218,7 +229,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(process):
     for steps in (10, 40):
         run = Sampler(model, process, steps=steps)._run(SHAPE)
         totals.append(sum(value.nbytes for value in vars(run).values() if isinstance(value, torch.Tensor)))
-    per_row = 24 * 4 + 8 * SHAPE[0]
+    per_row = 24 * 4 + 8 * SHAPE[0] + 4 * 8
     assert totals[1] - totals[0] <= 30 * per_row
 
 

@@ -20,8 +20,8 @@ CASES = [
     ("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 1.0}), ("euler", {}), ("euler", {"s_churn": 10.0}),
     ("euler_ancestral", {}), ("heun", {}), ("heun", {"s_churn": 10.0}), ("dpm_2", {}), ("dpm_2_ancestral", {}),
     ("lms", {}), ("ipndm", {}), ("dpmpp_2s", {}), ("dpmpp_2s_ancestral", {}), ("dpmpp_sde", {}), ("dpmpp_2m", {}),
-    ("dpmpp_3m", {}), ("dpmpp_2m_sde", {}), ("dpmpp_3m_sde", {}), ("dpm_multistep", {}), ("dpm_singlestep", {}),
-    ("unipc", {}), ("unipc", {"order": 3, "variant": "bh1"}),
+    ("dpmpp_3m", {}), ("dpmpp_2m_sde", {}), ("dpmpp_3m_sde", {}), ("dpm_multistep", {}),
+    ("dpm_multistep", {"eta": 1.0}), ("dpm_singlestep", {}), ("unipc", {}), ("unipc", {"order": 3, "variant": "bh1"}),
 ]  # fmt: skip
 
 

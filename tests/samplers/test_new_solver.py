@@ -1,5 +1,6 @@
 """A solver that the library does not have, as anybody would add it: a function of a plan's rows."""
 
+import inspect
 import math
 
 import pytest
@@ -22,6 +23,10 @@ def leapfrog(process, timesteps=None, *, clip=1.0):
         slope = to.noise_level - before
         rows.add(at, to.alpha * (base + slope * eps(at)), keep=X / at.alpha, slot=i % 3)
     return rows.plan(nodes.start)
+
+
+def test_it_takes_at_most_twenty_lines():
+    assert len(inspect.getsource(leapfrog).splitlines()) <= 20
 
 
 def test_it_samples(one_thread):

@@ -123,6 +123,9 @@ WEAK = [
     ("dpmpp_3m_sde", {}, 2),
     ("dpmpp_3m_sde", {"weights": "exact"}, 2),
     ("dpmpp_3m_sde", {"weights": "diffusers"}, 1),
+    ("dpm_multistep", {"order": 1, "eta": 1.0}, 1),
+    ("dpm_multistep", {"eta": 1.0}, 2),
+    ("dpm_multistep", {"eta": 0.5, "solver_type": "heun"}, 2),
 ]
 
 
