@@ -13,10 +13,13 @@
 Registers and what follows from them are a toolchain's; tables of different ones are compared in the rest alone.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 from . import aot, cuda
 from .table import KEPT, Table, worsened
 
-LANGUAGES = {"cuda": cuda, "triton": aot}
+LANGUAGES = {"triton": aot, "cuda": cuda}
 ARCHS = cuda.ARCHS
 
 __all__ = ["ARCHS", "KEPT", "LANGUAGES", "Table", "collect", "worsened"]
@@ -27,5 +30,7 @@ def collect(languages=tuple(LANGUAGES), archs=ARCHS, cases=None):
     reasons = {name: LANGUAGES[name].unavailable() for name in languages}
     reasons = {name: reason for name, reason in reasons.items() if reason}
     found = [name for name in languages if name not in reasons]
-    rows = [row for name in found for row in LANGUAGES[name].rows(archs, cases)]
+    tasks = [task for name in found for task in LANGUAGES[name].tasks(archs, cases)]
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:  # of threads that wait for compilers
+        rows = [row for some in pool.map(lambda task: list(task()), tasks) for row in some]
     return Table({name: LANGUAGES[name].version() for name in found}, rows), reasons

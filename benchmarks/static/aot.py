@@ -12,11 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from . import ptx
+from . import kept, ptx
 from .cases import CASES, maker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +37,17 @@ def representative():
     return [name for name, case in CASES.items() if case.dtype is not torch.float16]
 
 
-def rows(archs, cases=None):
-    """A row for every specialisation of a kernel, under the first case that launches it."""
+def tasks(archs, cases=None):
+    """Functions that each return a row for every specialisation of a kernel, under the first case that launches it."""
+    names = list(cases or representative())
+    patterns = "fastdiff/ops/*.py", "fastdiff/ops/triton/*.py"
+    return [partial(kept.answer, partial(rows, arch, names), patterns, version(), arch, names) for arch in archs]
+
+
+def rows(arch, cases):
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    command += [json.dumps(list(each)) for each in (archs, cases or representative())]
+    env["TRITON_CACHE_DIR"] = str(kept.PLACE / "triton")  # of kernels without binaries, which nobody else must find
+    command = [sys.executable, "-c", f"from {__name__} import main; main()", str(arch), json.dumps(cases)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"Triton's kernels do not compile: {done.stderr[-2000:]}")
@@ -48,9 +55,10 @@ def rows(archs, cases=None):
 
 
 class Driver:
-    """Stands for Triton's driver; the number of a device is its architecture."""
+    """Stands for Triton's driver."""
 
-    arch = None
+    def __init__(self, arch):
+        self.arch = arch
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
@@ -58,35 +66,35 @@ class Driver:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self):
-        return self.arch
+        return 0
 
     def get_current_stream(self, device):
         return 0
 
 
-def compiled(archs, cases):
-    """(architecture, case, kernel) of each specialisation, compiled and not launched."""
+def compiled(arch, cases):
+    """(case, kernel) of each specialisation, compiled to PTX and not launched."""
+    from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
     from fastdiff.ops import triton as backend
 
-    run, launched = JITFunction.run, []
+    run, launched, seen = JITFunction.run, [], set()
 
     def compile_only(kernel, *arguments, grid, warmup, **options):
         launched.append(run(kernel, *arguments, grid=grid, warmup=True, **options))
 
     JITFunction.run = compile_only
-    driver.set_active(Driver())
-    for driver.active.arch in archs:
-        seen = set()
-        for name in cases:
-            getattr(backend, CASES[name].op)(*CASES[name].arguments(maker("meta")))
-            while launched:
-                kernel = launched.pop(0)
-                if kernel.hash not in seen:
-                    yield driver.active.arch, name, kernel
-                seen.add(kernel.hash)
+    CUDABackend.make_cubin = staticmethod(lambda *arguments: b"")  # facts() does that, and listens
+    driver.set_active(Driver(arch))
+    for name in cases:
+        getattr(backend, CASES[name].op)(*CASES[name].arguments(maker("meta")))
+        while launched:
+            kernel = launched.pop(0)
+            if kernel.hash not in seen:
+                yield name, kernel
+            seen.add(kernel.hash)
 
 
 def ptxas(arch):
@@ -98,22 +106,22 @@ def ptxas(arch):
     return newer if arch >= 100 and newer.exists() else tools / "ptxas"
 
 
-def resources(text, arch):
+def facts(text, arch):
     target = text.partition(".target ")[2].split()[0].rstrip(",")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(text)
         command = [ptxas(arch), "-v", f"--gpu-name={target}", source, "-o", Path(folder, "kernel.cubin")]
-        return ptx.resources(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+        return ptx.facts(text, subprocess.run(command, capture_output=True, text=True, check=True).stderr)
 
 
 def row(arch, case, kernel):
-    (name, body), metadata = next(iter(ptx.kernels(kernel.asm["ptx"]).items())), kernel.metadata
-    used = resources(kernel.asm["ptx"], arch)[name]
-    numbers = ptx.measured(body, used, arch, metadata.shared, 32 * metadata.num_warps)
+    (name, known), metadata = next(iter(facts(kernel.asm["ptx"], arch).items())), kernel.metadata
+    numbers = ptx.measured(known, arch, metadata.shared, 32 * metadata.num_warps)
     return {"language": "triton", "kernel": name, "case": case, "arch": arch, **numbers}
 
 
 def main():
-    """In a process of its own: architectures and cases from the command line, rows to the output, all as JSON."""
-    print(json.dumps([row(*each) for each in compiled(*map(json.loads, sys.argv[1:]))]))
+    """In a process of its own: architecture and cases from the command line, rows to the output, all as JSON."""
+    arch, cases = map(json.loads, sys.argv[1:])
+    print(json.dumps([row(arch, *each) for each in compiled(arch, cases)]))

@@ -10,12 +10,14 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
-from . import ptx
+from . import kept, ptx
 from .cases import CASES, maker
 
 ROOT = Path(__file__).resolve().parents[2]
+_LAUNCHING = threading.Lock()
 _NAME = re.compile(r"^(?:void )?(?:\w+::|\(anonymous namespace\)::)*(\w+(?:<[^(]*>)?)\(")
 
 
@@ -51,28 +53,40 @@ def version():
     return _nvcc()[0].version
 
 
-def rows(archs, cases=None):
-    """A row for every kernel in the files of the cases' ops, or of all."""
-    launched, ops = launches(), {CASES[name].op for name in cases or ()}
-    for arch in archs:
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-            if ops and source.stem not in ops:
-                continue
-            text, log = compiled(source, arch)
-            used, bodies = ptx.resources(log), ptx.kernels(text)
-            for symbol, name in names(used).items():
-                name = qualified(source.stem, name)
-                case, threads, dynamic = launched.get(name, (None, ptx.max_threads(bodies[symbol]), 0))
-                numbers = ptx.measured(bodies[symbol], used[symbol], arch, dynamic, threads)
-                yield {"language": "cuda", "kernel": name, "case": case, "arch": arch, **numbers}
+def tasks(archs, cases=None):
+    """Functions that each return a row for every kernel of a file, of the cases' ops or all; the longest first."""
+    ops = {CASES[name].op for name in cases or ()}
+    sources = [path for path in (ROOT / "csrc/cuda").glob("*.cu") if not ops or path.stem in ops]
+    sources.sort(key=lambda path: (-path.stat().st_size, path.name))
+    return [functools.partial(rows, source, arch) for source in sources for arch in archs]
+
+
+def rows(source, arch):
+    patterns = str(source.relative_to(ROOT)), "csrc/*.h", "csrc/cuda/*.*h"
+    found = kept.answer(lambda: facts(source, arch), patterns, version(), *command(arch))
+    launched = launches()
+    for name, known in found.items():
+        name = qualified(source.stem, name)
+        case, threads, dynamic = launched.get(name, (None, known["threads"], 0))
+        yield {"language": "cuda", "kernel": name, "case": case, "arch": arch,
+               **ptx.measured(known, arch, dynamic, threads)}  # fmt: skip
+
+
+def facts(source, arch):
+    """Of each kernel, by its readable name."""
+    found = ptx.facts(*compiled(source, arch))
+    return {name: found[symbol] for symbol, name in names(found).items()}
+
+
+def command(arch):
+    return [_nvcc()[0].command, *_setup().NVCC_FLAGS.split(), f"-arch=sm_{arch}", "-Xptxas=-v", "-cubin"]
 
 
 def compiled(source, arch):
     """(PTX, what ptxas says)."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [_nvcc()[0].command, *_setup().NVCC_FLAGS.split(), f"-arch=sm_{arch}", "-Xptxas=-v", "-cubin"]
-        command += ["--keep", f"--keep-dir={folder}", "-o", f"{folder}/kernel.cubin", str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        outputs = ["--keep", f"--keep-dir={folder}", "-o", f"{folder}/kernel.cubin", str(source)]
+        done = subprocess.run([*command(arch), *outputs], capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{source.name} does not compile for sm_{arch}: {done.stderr[-2000:]}")
         return Path(folder, f"{source.stem}.ptx").read_text(), done.stderr
@@ -94,14 +108,17 @@ def qualified(op, name):
     return name if name.startswith(op) else f"{op}/{name}"
 
 
-@functools.cache
 def launches():
     """(first case, most threads of a block, most dynamic shared memory) by kernel; {} where the harness cannot run."""
     from tests.simt import harness
 
+    with _LAUNCHING:
+        return {} if harness.unavailable() else _launches(harness)
+
+
+@functools.cache
+def _launches(harness):
     found = {}
-    if harness.unavailable():
-        return found
     for case in CASES.values():
         for name, threads, dynamic in launched_by(case, harness):
             first, most_threads, most_dynamic = found.get(name, (case.name, 0, 0))

@@ -82,14 +82,18 @@ def occupancy(arch, registers, shared, threads):
     return round(100 * blocks * warps / _WARPS[arch])
 
 
-def measured(body, used, arch, dynamic, threads):
-    """The numbers of a row."""
-    return {
-        **used,
-        "dynamic": dynamic,
-        "threads": threads,
-        "occupancy": occupancy(arch, used["registers"], used["shared"] + dynamic, threads),
-        "load": access_bytes(body, "ld"),
-        "store": access_bytes(body, "st"),
-        "trig": slow_trigonometry(body),
-    }
+def facts(text, log):
+    """What PTX and `ptxas -v` say of each kernel, by name: resources, load, store, trig, threads as compiled."""
+    bodies = kernels(text)
+    return {name: {**used, **_facts(bodies[name])} for name, used in resources(log).items()}
+
+
+def _facts(body):
+    accesses = {"load": access_bytes(body, "ld"), "store": access_bytes(body, "st")}
+    return {**accesses, "trig": slow_trigonometry(body), "threads": max_threads(body)}
+
+
+def measured(known, arch, dynamic, threads):
+    """The numbers of a row; known: a kernel's facts."""
+    share = occupancy(arch, known["registers"], known["shared"] + dynamic, threads)
+    return {**known, "dynamic": dynamic, "threads": threads, "occupancy": share}

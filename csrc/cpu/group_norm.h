@@ -279,8 +279,10 @@ template <class T> FD_SIMD void store_lanes(T* p, Vector<T> v, int n) {
 template <class S> struct Any;
 
 template <> struct Any<float> {
-  FD_SHARED_CODE static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
-    if (dtype == kF32) return load_lanes(static_cast<const float*>(base) + i, n);
+  FD_INLINE static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
+    return dtype == kF32 ? load_lanes(static_cast<const float*>(base) + i, n) : converted(base, dtype, i, n);
+  }
+  FD_SHARED_CODE static vfloat converted(const void* base, int32_t dtype, int64_t i, int n) {
     if (dtype == kBF16) return load_lanes(static_cast<const bfloat16_t*>(base) + i, n);
     if (dtype == kF16) return load_lanes(static_cast<const half_t*>(base) + i, n);
     float lane[kWidth] = {};
@@ -441,7 +443,7 @@ template <class S, class Params> struct Extents {
     }
   }
 
-  Vector<S> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
+  FD_INLINE Vector<S> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
     return Any<S>::get(base, dtype, i, lanes);
   }
 
