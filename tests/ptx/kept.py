@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 from .cases_losses import CASES, HALF, NARROW, ROWS, WIDE
+from .more import MORE
 
 KEPT = Path(__file__).with_name("counts.json")
 LANGUAGES = ("cuda", "triton")
@@ -24,8 +25,6 @@ VARIANTS = {  # that are counted in bfloat16 and in float32
     "diffusion_loss": (["large", "learned"], []),
     "vlb_terms": (["large", "decoder", "exact"], []),
 }
-# What executes more than that: its share of inductor's, rounded up.
-MORE = {}
 
 
 def is_counted(case):
