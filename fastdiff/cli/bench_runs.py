@@ -56,7 +56,7 @@ def chart(cases, machine, path):
     figure.savefig(path, dpi=120)
 
 
-def main(arguments, root, ratios):
+def main(arguments, root, ratios, floor):
     """The exit status: 1 where --compare finds a regression."""
     output = arguments.output.resolve()
     old = ratios.read(arguments.compare)[0] if arguments.compare else None  # read first: it may be overwritten
@@ -64,7 +64,7 @@ def main(arguments, root, ratios):
     cases, machine = ratios.read(output)
     table = ratios.table(cases, machine)
     print(table)
-    output.with_suffix(".md").write_text(table + "\n")
+    output.with_suffix(".md").write_text(f"{table}\n\n{floor.table()}\n")
     chart(cases, machine, output.with_suffix(".png"))
     if old is None:
         return 0

@@ -83,7 +83,8 @@ def test_a_run_leaves_a_table_and_a_chart(report, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert timed(tmp_path) == 0
     assert "| op [4, 5] float32 | 1 | 1000000.0 | 2.00 |" in capsys.readouterr().out
-    assert "| 2.00 |" in (tmp_path / "new.md").read_text()
+    kept = (tmp_path / "new.md").read_text()
+    assert "| 2.00 |" in kept and "CALCULATED" in kept
     assert (tmp_path / "new.png").read_bytes().startswith(b"\x89PNG")
 
 
