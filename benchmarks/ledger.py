@@ -40,16 +40,54 @@ def reverse_step(shape, row, size, model_size, guided=False, input_size=0, copie
     return moved | ({"rng": 16, "sample_ids": 8 * shape[0]} if drawn else {})
 
 
-def group_norm_silu(shape, size, reads=1, residual=False):
-    """The activation alone. reads: 1 where a group's tile fits on chip, else 2. Dropout moves nothing."""
-    elements = math.prod(shape)
-    moved = {"x": reads * elements * size, "y": elements * size}
-    return moved | ({"residual": elements * size} if residual else {})
+def group_norm_reads(shape, groups, size, last, backward=False):
+    """How often the activation is read: 1 where a block of the CUDA kernels holds whole groups, else 2.
+
+    A block has 512 threads of 64 elements, 32 in the backward pass, in vectors of 16 bytes. Where a vector would be of
+    two channels it has half of them; the backward pass then has a quarter. Channels last, a block has the least number
+    of groups whose channels fill sectors of 32 bytes.
+    """
+    C, S = shape[1], math.prod(shape[2:])
+    D, vector, held = C // groups, 16 // size, 32 if backward else 64
+    if last or S == 1:
+        if C % vector or all(k * D % vector for k in range(1, vector + 1)):
+            vector, held = 1, held // 2
+        width = min(next((k for k in range(1, 32 // size + 1) if k * D * size % 32 == 0), 1), groups) * D
+        return 1 if width <= 512 and -(-width // vector) * -(-S // (held // vector)) <= 512 else 2
+    room = 512 * held if S % vector == 0 else 256 * held // (2 if backward else 1)
+    return 1 if room >= D * S and D <= 512 else 2
 
 
-def group_norm_silu_backward(shape, size, reads=1):
-    elements = math.prod(shape)
-    return {name: count * elements * size for name, count in (("x", reads), ("grad_y", reads), ("grad_x", 1))}
+def _terms(shape, weight_size, films):
+    """What is read of each channel: weight and bias, and those of add, scale and shift that there are, by size."""
+    B, C = shape[:2]
+    return {"weight": C * weight_size, "bias": C * weight_size} | {name: B * C * size for name, size in films.items()}
+
+
+def group_norm_silu(shape, groups, size, last, weight_size=4, residual=False, dropout=False, records=0, **films):
+    """films: sizes of add, scale and shift, those that there are. Each small tensor is counted once.
+
+    records: of 16 bytes in the workspace for each sample and group, where groups are read twice, the chunks' and, where
+    these are merged in a launch of their own, one more. Dropout's mask moves nothing.
+    """
+    B, elements = shape[0], math.prod(shape)
+    reads = group_norm_reads(shape, groups, size, last)
+    moved = {"x": reads * elements * size, "y": elements * size, "mean": 4 * B * groups, "rstd": 4 * B * groups}
+    moved |= _terms(shape, weight_size, films) | {"workspace": 2 * 16 * B * groups * records}
+    moved |= {"residual": elements * size} if residual else {}
+    return moved | ({"rng": 16, "sample_ids": 8 * B} if dropout else {})
+
+
+def group_norm_silu_backward(shape, groups, size, last, weight_size=4, dropout=False, chunks=0, **films):
+    """With every gradient. chunks: a group's along its positions, where it is read twice."""
+    B, C, elements = *shape[:2], math.prod(shape)
+    reads = group_norm_reads(shape, groups, size, last, backward=True)
+    moved = {"x": reads * elements * size, "grad_y": reads * elements * size, "grad_x": elements * size}
+    terms = _terms(shape, weight_size, films)
+    moved |= terms | {f"grad_{name}": count for name, count in terms.items()}
+    means = 8 * B * groups * (1 + (reads - 1) + ("add" in films))
+    moved |= {"mean": 4 * B * groups, "rstd": 4 * B * groups, "workspace": 2 * 16 * B * C * (1 + chunks) + means}
+    return moved | ({"rng": 16, "sample_ids": 8 * B} if dropout else {})
 
 
 def diffusion_loss(shape, model_size, x_start_size=0, noise_size=0, pairs=False):
@@ -83,12 +121,31 @@ def vlb_terms_backward(shape, model_size, x_start_size, learned=True):
     return moved | {"grad": moved["model_output"]}
 
 
-def rms_norm_silu(shape, size):
-    """The activation alone, where a position's channels fit on chip."""
-    elements = math.prod(shape)
-    return {"x": elements * size, "y": elements * size}
+def rms_norm_chunks(shape, size, last, backward=False):
+    """Chunks of channels; 1: a block of the CUDA kernels holds all channels of its positions, and reads them once.
+
+    A thread has 32 elements, 16 in the backward pass, in vectors of 16 bytes. A block has at most 512 threads; channels
+    last, a position's channels are one vector for each; channels first, each line fills a sector of 32 bytes.
+    """
+    C, vector = shape[1], 16 // size
+    return -(-C // (512 * vector if last else 256 * (16 if backward else 32) // vector))
 
 
-def rms_norm_silu_backward(shape, size):
-    elements = math.prod(shape)
-    return {name: elements * size for name in ("x", "grad_y", "grad_x")}
+def rms_norm_silu(shape, size, last, weight_size=4, **films):
+    """films: sizes of scale and shift, those that there are. All chunks but one are read twice."""
+    elements, chunks = math.prod(shape), rms_norm_chunks(shape, size, last)
+    x = elements * size * (2 * chunks - 1) // chunks
+    terms = _terms(shape, weight_size, films)
+    del terms["bias"]
+    return {"x": x, "y": elements * size} | terms
+
+
+def rms_norm_silu_backward(shape, size, last, tiles, weight_size=4, **films):
+    """With every gradient. tiles: a sample's, which have sums of their own."""
+    B, C, elements = *shape[:2], math.prod(shape)
+    chunks = rms_norm_chunks(shape, size, last, backward=True)
+    moved = {"x": elements * size * (3 * chunks - 2) // chunks, "grad_y": elements * size * (2 * chunks - 1) // chunks}
+    terms = _terms(shape, weight_size, films)
+    del terms["bias"]
+    moved |= terms | {f"grad_{name}": count for name, count in terms.items()}
+    return moved | {"grad_x": elements * size, "workspace": B * C * (2 * 8 * tiles + 8 + 4)}

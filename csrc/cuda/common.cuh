@@ -39,12 +39,15 @@ struct alignas(sizeof(T) * V) Vec {
 
 #ifdef __CUDACC__
 // The register type of one access.
-template <int kBytes> struct Word;
-template <> struct Word<1> { typedef uint8_t Type; };
-template <> struct Word<2> { typedef uint16_t Type; };
-template <> struct Word<4> { typedef uint32_t Type; };
-template <> struct Word<8> { typedef uint2 Type; };
-template <> struct Word<16> { typedef uint4 Type; };
+template <class T, int kBytes> struct Word;
+template <class T> struct Word<T, 1> { typedef uint8_t Type; };
+template <class T> struct Word<T, 2> { typedef uint16_t Type; };
+template <class T> struct Word<T, 4> { typedef uint32_t Type; };
+template <class T> struct Word<T, 8> { typedef uint2 Type; };
+template <class T> struct Word<T, 16> { typedef uint4 Type; };
+template <> struct Word<float, 4> { typedef float Type; };
+template <> struct Word<float, 8> { typedef float2 Type; };
+template <> struct Word<float, 16> { typedef float4 Type; };
 
 // What FD_SHARED and FD_DYNAMIC_SHARED give, and what a function takes it as.
 template <class T> using Shared = T*;
@@ -57,7 +60,7 @@ template <class T, int V>
 FD_DEVICE Vec<T, V> load(const T* p) {
   Vec<T, V> v;
 #ifdef __CUDACC__
-  const auto word = *reinterpret_cast<const typename Word<sizeof v>::Type*>(p);
+  const auto word = *reinterpret_cast<const typename Word<T, sizeof v>::Type*>(p);
   memcpy(&v, &word, sizeof v);
 #else
   simt::check_global(p, sizeof v, false);
@@ -69,7 +72,7 @@ FD_DEVICE Vec<T, V> load(const T* p) {
 template <class T, int V>
 FD_DEVICE void store(T* p, const Vec<T, V>& v) {
 #ifdef __CUDACC__
-  typename Word<sizeof v>::Type word;
+  typename Word<T, sizeof v>::Type word;
   memcpy(&word, &v, sizeof v);
   *reinterpret_cast<decltype(word)*>(p) = word;
 #else
@@ -121,14 +124,24 @@ FD_DEVICE void narrow(float v, bfloat16_t& out) {
 #endif
 }
 
-// The words that hold V elements; two that share one are converted together.
+// The words that hold V elements, floats where these are; two that share one are converted together.
 template <class T, int V>
 constexpr int kWords = (sizeof(T) * V + 3) / 4;
 
-template <class T, int V>
-using Words = Vec<uint32_t, kWords<T, V>>;
+template <class T>
+struct WordOf {
+  typedef uint32_t Type;
+};
 
-FD_DEVICE void widen(float, const uint32_t* word, float* v) { *v = bits_to_float(*word); }
+template <>
+struct WordOf<float> {
+  typedef float Type;
+};
+
+template <class T, int V>
+using Words = Vec<typename WordOf<T>::Type, kWords<T, V>>;
+
+FD_DEVICE void widen(float, const float* word, float* v) { *v = *word; }
 
 FD_DEVICE void widen(bfloat16_t, const uint32_t* word, float* v) {
 #ifdef __CUDACC__
@@ -145,7 +158,7 @@ FD_DEVICE void widen(half_t, const uint32_t* word, float* v) {
   v[1] = widen(half_t{uint16_t(*word >> 16)});
 }
 
-FD_DEVICE void narrow(float, const float* v, uint32_t* word) { *word = float_to_bits(*v); }
+FD_DEVICE void narrow(float, const float* v, float* word) { *word = *v; }
 
 FD_DEVICE void narrow(bfloat16_t, const float* v, uint32_t* word) {
 #ifdef __CUDACC__
@@ -168,7 +181,8 @@ constexpr bool kFillsWords = sizeof(T) * V % 4 == 0;
 
 template <class T, int V>
 FD_DEVICE Words<T, V> load_words(const T* p) {
-  if constexpr (kFillsWords<T, V>) return load<uint32_t, kWords<T, V>>(reinterpret_cast<const uint32_t*>(p));
+  typedef typename WordOf<T>::Type Word;
+  if constexpr (kFillsWords<T, V>) return load<Word, kWords<T, V>>(reinterpret_cast<const Word*>(p));
   else return {{uint32_t(load(reinterpret_cast<const uint16_t*>(p)))}};
 }
 
@@ -180,6 +194,13 @@ FD_DEVICE void widen(const Words<T, V>& words, float (&v)[V]) {
   } else {
     v[0] = widen(T{uint16_t(words.at[0])});
   }
+}
+
+// The j-th element of words that are 0 there.
+template <class T, int V>
+FD_DEVICE void put_element(Words<T, V>& words, int j, const T* p) {
+  if constexpr (sizeof(T) == 4) words.at[j] = load(p);
+  else words.at[j * sizeof(T) / 4] |= load_words<T, 1>(p).at[0] << j * sizeof(T) % 4 * 8;
 }
 
 template <class T, int V>
@@ -199,7 +220,7 @@ FD_DEVICE void store_floats(T* p, const float (&v)[V]) {
     Words<T, V> raw;
 #pragma unroll
     for (int i = 0; i < kWords<T, V>; ++i) narrow(T{}, &v[i * 4 / sizeof(T)], &raw.at[i]);
-    store(reinterpret_cast<uint32_t*>(p), raw);
+    store(reinterpret_cast<typename WordOf<T>::Type*>(p), raw);
   } else {
     Vec<T, V> raw;
 #pragma unroll
@@ -265,9 +286,9 @@ FD_DEVICE float silu(float h) {
   return sizeof(T) == 2 ? approximate_quotient(h, 1.0f + exp_minus(h)) : h * sigmoid(h);
 }
 
-// Its derivative.
+// Its derivative, within a few ulp.
 FD_DEVICE float slope_of_silu(float h) {
-  const float gate = sigmoid(h);
+  const float gate = approximate_quotient(1.0f, 1.0f + exp_minus(h));
   return gate * fmaf(h, 1.0f - gate, 1.0f);
 }
 

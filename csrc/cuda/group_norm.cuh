@@ -37,6 +37,7 @@ struct Tile {
   int32_t columns, active, total;    // vectors: of a row, from one of a thread to its next, of the tile
   int32_t place, move;               // row << 16 | column of the thread's first vector, and from one to its next
   int32_t step;                      // offset from one to the next
+  int32_t turn;                      // kFull, channels first: a row is 2^turn of a thread's vectors
 
   FD_MEMBER explicit Tile(const Tiling& t) {
     const Corner at(t);
@@ -52,6 +53,7 @@ struct Tile {
     place = row << 16 | column;
     move = rows << 16 | (active - rows * columns);
     step = kLast ? rows * t.C : active * V;
+    turn = t.turn;
     total = thread < active ? columns * (kLast ? positions : channels) : 0;
     base = at.b * t.S * t.C + (kLast ? (s + row) * t.C + at.c + column * V : at.c * t.S + s + thread * V);
   }
@@ -68,7 +70,7 @@ struct Tile {
     const int first = afresh(threadIdx.x), apart = afresh(step);
     FD_UNROLL
     for (int i = 0; i < kVectors; ++i)
-      if (kFull || first + i * active < total) body(i, base + i * apart);
+      if (kFull || first + i * active < total) body(i, base + int64_t(i) * apart);
   }
 
   // body(i, offset, row, column), channels first.
@@ -76,9 +78,18 @@ struct Tile {
   FD_MEMBER void each_placed(const Body& body) const {
     const int first = afresh(threadIdx.x), apart = afresh(step);
     int at = afresh(place);
+    if constexpr (kFull) {
+      const int row = at >> 16, column = at & 0xffff, rows = turn ? 1 : move >> 16;
+      FD_UNROLL
+      for (int i = 0; i < kVectors; ++i) {
+        const int further = i * rows >> turn;
+        body(i, base + int64_t(i) * apart, row + further, column + i * active - further * columns);
+      }
+      return;
+    }
     FD_UNROLL
     for (int i = 0; i < kVectors; ++i) {
-      if (kFull || first + i * active < total) body(i, base + i * apart, at >> 16, at & 0xffff);
+      if (first + i * active < total) body(i, base + int64_t(i) * apart, at >> 16, at & 0xffff);
       at += move;
       if ((at & 0xffff) >= columns) at += (1 << 16) - columns;
     }
@@ -92,8 +103,7 @@ struct Tile {
     } else {
       each([&](int i, int64_t offset) {
         FD_UNROLL
-        for (int j = 0; j < V; ++j)
-          raw[i].at[j * sizeof(T) / 4] |= load_words<T, 1>(p + offset + j).at[0] << j * sizeof(T) % 4 * 8;
+        for (int j = 0; j < V; ++j) put_element<T, V>(raw[i], j, p + offset + j);
       });
     }
   }

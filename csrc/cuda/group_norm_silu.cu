@@ -1,10 +1,11 @@
 // y = drop(act((x + add - mean) * rstd * gain + offset)) + residual, gain = weight * (1 + scale), offset = bias * (1 +
 // scale) + shift; statistics per sample and group.
 //
-// Where a group fits on chip one kernel reads x once. Else a block a chunk makes the chunk's statistics, and a second
-// launch, in which each block merges those of its groups, reads x again. Statistics are two-pass within a tile, the
-// second about the first's mean and correcting it, and Chan's between tiles. The cut into tiles is that of
-// group_norm_tiling.h. Dropout and a residual are in kernels of their own, so that they cost nothing elsewhere.
+// Where a group fits on chip one kernel reads x once. Else a block a chunk makes the chunk's statistics, and a last
+// launch reads x again; each of its blocks merges those of its groups, or where they are many a launch between does.
+// Statistics are two-pass within a tile, the second about the first's mean and correcting it, and Chan's between tiles.
+// The cut into tiles is that of group_norm_tiling.h. Dropout and a residual are in kernels of their own, so that they
+// cost nothing elsewhere.
 #include "group_norm.cuh"
 
 namespace fastdiff {
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int kPerThread = 64;
 constexpr Wish kWish = {kPerThread, kMaxThreads, 8192};
-constexpr int64_t kFewChunks = 64;     // so many are merged by every block that needs them
+constexpr int64_t kFewRecords = 32;    // so many are merged by every block that needs them
 
 enum Part { kWhole, kStatistics, kApply };
 
@@ -27,7 +28,7 @@ struct Forward {
   Tiling tiling;
   Part part;
   bool aligned;
-  float* moments;                      // [B, G, chunks] of Moments; what is merged, for kApply
+  float* moments;                      // [B, chunks, G] of Moments; what is merged, for kApply
   int64_t chunks;
   float eps;
 };
@@ -41,27 +42,35 @@ FD_DEVICE Moments take(const float* moments, int64_t i) {
   return {m.at[0], m.at[1], m.at[2], m.at[3]};
 }
 
-// Chan's formula by a warp, means taken relative to the first chunk's.
-FD_DEVICE Moments merge(const float* moments, int64_t chunks) {
-  const int lane = threadIdx.x % kWarp;
-  const float reference = take(moments, 0).mean;
+// The sum over the lanes of a lane's number in its place among `places` ones, in every lane.
+FD_DEVICE float sum_lanes(float v, int places) {
+  FD_ROLLED
+  for (int distance = kWarp / 2; distance >= places; distance /= 2) v += across(v, distance);
+  return v;
+}
+
+// Chan's formula by a warp, means taken relative to the first chunk's, for each of `places` groups side by side, 1 or
+// 2: sectors are read whole. A lane has the group of its place.
+FD_DEVICE Moments merge(const float* moments, int64_t groups, int64_t chunks, int places) {
+  const int lane = threadIdx.x % kWarp, place = lane & (places - 1), first = lane / places, step = kWarp / places;
+  const float reference = take(moments, place).mean;
   float count = 0, distance = 0, squares = 0;
   FD_ROLLED
-  for (int64_t i = lane; i < chunks; i += kWarp) {
-    const Moments m = take(moments, i);
+  for (int64_t i = first; i < chunks; i += step) {
+    const Moments m = take(moments, i * groups + place);
     count += m.count;
     distance += m.count * (m.mean - reference + m.low);
   }
-  count = warp_sum(count);
-  distance = warp_sum(distance) * reciprocal(count);
+  count = sum_lanes(count, places);
+  distance = sum_lanes(distance, places) * reciprocal(count);
   FD_ROLLED
-  for (int64_t i = lane; i < chunks; i += kWarp) {
-    const Moments m = take(moments, i);
+  for (int64_t i = first; i < chunks; i += step) {
+    const Moments m = take(moments, i * groups + place);
     const float off = m.mean - reference + m.low - distance;
     squares += fmaf(m.count * off, off, m.squares);
   }
   const float mean = reference + distance;
-  return {count, mean, reference - mean + distance, warp_sum(squares)};
+  return {count, mean, reference - mean + distance, sum_lanes(squares, places)};
 }
 
 template <class T, int V, bool kLast, bool kFull, bool kEpilogue>
@@ -182,7 +191,7 @@ struct Block {
 
   FD_MEMBER void put_chunk(int g, const Moments& m) const {
     const Corner at(a.tiling);
-    put(a.moments, at.group(a.tiling, g) * a.chunks + at.chunk, m);
+    put(a.moments, (at.b * a.chunks + at.chunk) * a.tiling.G + at.g + g, m);
   }
 
   // The tile's statistics; v becomes v - center.
@@ -212,7 +221,8 @@ struct Block {
     const int lane = threadIdx.x % kWarp;
     const Corner at(a.tiling);
     for (int g = threadIdx.x / kWarp; g < tile.groups; g += blockDim.x / kWarp) {
-      const Moments m = merge(a.moments + at.group(a.tiling, g) * a.chunks * 4, a.chunks);
+      const float* const first = a.moments + 4 * (at.b * a.chunks * a.tiling.G + at.g + g);
+      const Moments m = a.chunks == 1 ? take(first, 0) : merge(first, a.tiling.G, a.chunks, 1);
       set_center(g, lane, kWarp, m.mean);
       settle(g, lane, kWarp, m, at.chunk == 0);
     }
@@ -283,15 +293,19 @@ __global__ void __launch_bounds__(kMaxThreads, 1) epilogue_kernel(const Forward 
   work<T, V, kLast, false, true>(a);
 }
 
-// One moments of each group, behind the chunks'.
-__global__ void __launch_bounds__(kWarp) merge_kernel(float* moments, int64_t groups, int64_t chunks) {
-  const Moments m = merge(moments + int64_t(blockIdx.x) * chunks * 4, chunks);
-  if (threadIdx.x == 0) put(moments, groups * chunks + blockIdx.x, m);
+// One moments of each group, behind the chunks'; a block has `places` groups of a sample.
+__global__ void __launch_bounds__(kWarp)
+merge_kernel(float* moments, int64_t B, int32_t G, int64_t chunks, int places) {
+  const int64_t first = int64_t(blockIdx.x) * places, b = first / G;
+  const Moments m = merge(moments + 4 * (b * chunks * G + first - b * G), G, chunks, places);
+  if (int(threadIdx.x) < places) put(moments, B * chunks * G + first + threadIdx.x, m);
 }
 
 Tiling tiling_of(const GroupNormSiluParams& p) {
   return make_tiling(p.C, p.S, p.G, p.layout, dtype_size(p.dtype), kWish);
 }
+
+bool has_many_records(const Tiling& t) { return t.groups * chunks_of(t) > kFewRecords; }
 
 bool has_epilogue(const GroupNormSiluParams& p) { return p.residual || p.drop.rng; }
 
@@ -313,7 +327,6 @@ auto kernel_for(const Forward& a) {
 template <class T>
 Status run(Forward a, Place place) {
   const auto kernel = a.tiling.last ? kernel_for<T, true>(a) : kernel_for<T, false>(a);
-  const int64_t groups = a.p.B * a.p.G;
   const dim3 grid(static_cast<unsigned>(a.p.B * tiles_of(a.tiling))), block(a.tiling.threads);
   const auto pass = [&](Part part) {
     a.part = part;
@@ -321,9 +334,11 @@ Status run(Forward a, Place place) {
   };
   if (is_whole(a.tiling)) return pass(kWhole);
   Status status = pass(kStatistics);
-  if (status.code == kOk && a.chunks > kFewChunks) {
-    status = launch(merge_kernel, static_cast<unsigned>(groups), kWarp, 0, place, a.moments, groups, a.chunks);
-    a.moments += 4 * groups * a.chunks, a.chunks = 1;
+  if (status.code == kOk && has_many_records(a.tiling)) {
+    const int places = a.tiling.G % 2 ? 1 : 2;
+    status = launch(merge_kernel, static_cast<unsigned>(a.p.B * a.tiling.G / places), kWarp, 0, place, a.moments, a.p.B,
+                    a.tiling.G, a.chunks, places);
+    a.moments += 4 * a.p.B * a.tiling.G * a.chunks, a.chunks = 1;
   }
   return status.code == kOk ? pass(kApply) : status;
 }
@@ -332,7 +347,7 @@ Status run(Forward a, Place place) {
 
 int64_t group_norm_silu_workspace(const GroupNormSiluParams& p) {
   const Tiling t = tiling_of(p);
-  return is_whole(t) ? 0 : 4 * p.B * p.G * (chunks_of(t) + (chunks_of(t) > kFewChunks));
+  return is_whole(t) ? 0 : 4 * p.B * p.G * (chunks_of(t) + has_many_records(t));
 }
 
 Status group_norm_silu(const GroupNormSiluParams& p, Place place) {

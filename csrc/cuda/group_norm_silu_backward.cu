@@ -31,7 +31,7 @@ struct Backward {
   bool aligned;
   // The workspace, in this order.
   float* sums;                         // [B, C, 4]: P, Q, R of a sample and channel
-  float* partial;                      // [B, C, position_tiles, 4]: of a chunk; absent where groups are whole
+  float* partial;                      // [B, position_tiles, C, 4]: of a chunk; absent where groups are whole
   float* means;                        // [B, G, 2]: A and B
 };
 
@@ -55,13 +55,11 @@ struct Block {
 
   const Backward& a;
   const Region& tile;
-  // Of a channel: its group's mean and rstd; gain and offset; and what grad_x = dh slope + n tilt + level.
-  Shared<float> mask, add, group, map, share, scratch;
+  // Of a channel: its group's mean less add, and rstd; gain and offset; and what grad_x = dh slope + n tilt + level.
+  Shared<float> mask, group, map, share, scratch;
 
   FD_MEMBER Block(const Backward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), mask(shared), add(mask + (kDrop ? a.tiling.width * mask_words(a.tiling) : 0)),
-        group(add + a.tiling.width), map(group + 2 * a.tiling.width),
-        share(map + 2 * a.tiling.width), scratch(share + 3 * a.tiling.width) {}
+      : a(a), tile(tile), mask(shared), group(mask + (kDrop ? a.tiling.width * mask_words(a.tiling) : 0)), map(group + 2 * a.tiling.width), share(map + 2 * a.tiling.width), scratch(share + 3 * a.tiling.width) {}
 
   FD_MEMBER void load_terms() const {
     const Corner at(a.tiling);
@@ -69,8 +67,7 @@ struct Block {
     for (int i = threadIdx.x; i < tile.channels; i += blockDim.x) {
       const int64_t c = at.c + i, g = at.group(a.tiling, i / tile.D);
       const float gain = gain_of(a.p, at.b, c), rstd = load(static_cast<const float*>(a.p.rstd) + g);
-      if (a.p.add) add[i] = add_of(a.p, at.b, c);
-      group[2 * i] = load(static_cast<const float*>(a.p.mean) + g);
+      group[2 * i] = load(static_cast<const float*>(a.p.mean) + g) - add_of(a.p, at.b, c);
       group[2 * i + 1] = rstd;
       map[2 * i] = gain;
       map[2 * i + 1] = offset_of(a.p, at.b, c);
@@ -99,11 +96,7 @@ struct Block {
   // x in n becomes n, and grad_y in dh becomes dh.
   FD_MEMBER void differentiate(Values& n, Values& dh) const {
     if (kDrop) drop(dh);
-    if (a.p.add)
-      each_with<1>(tile, add, [&](int i, int64_t, const float (&more)[1][V]) {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) n[i][j] += more[0][j];
-      });
+    if (!kLast) return differentiate_rows(n, dh);
     each_with<2>(tile, group, [&](int i, int64_t, const float (&group)[2][V]) {
       FD_UNROLL
       for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - group[0][j]) * group[1][j];
@@ -115,15 +108,18 @@ struct Block {
     });
   }
 
-  FD_MEMBER int lanes() const { return kLast ? tile.active / tile.columns : tile.columns; }
-  FD_MEMBER int pitch() const { return lanes() | 1; }
-  FD_MEMBER Shared<float> channel_sums() const { return scratch; }
-  FD_MEMBER Shared<float> entries() const { return scratch + kAll * a.tiling.width; }
-
-  // Channels first, an entry a vector.
-  FD_MEMBER void put_vectors(const Values& n, const Values& dh) const {
+  // Channels first, all in one walk; and P, Q and R, an entry a vector.
+  FD_MEMBER void differentiate_rows(Values& n, Values& dh) const {
     const int all = tile.channels * pitch();
     tile.each_placed([&](int i, int64_t, int row, int column) {
+      const float mean = group[2 * row], rstd = group[2 * row + 1], gain = map[2 * row], offset = map[2 * row + 1];
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - mean) * rstd;
+      if (a.p.silu) {
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_silu(fmaf(n[i][j], gain, offset));
+      }
+      if (a.part == kApply) return;
       float sum[kAll] = {};
       FD_UNROLL
       for (int j = 0; j < V; ++j) sum[kP] += dh[i][j], sum[kQ] = fmaf(dh[i][j], n[i][j], sum[kQ]), sum[kR] += n[i][j];
@@ -131,6 +127,11 @@ struct Block {
       for (int k = 0; k < kAll; ++k) entries()[k * all + row * pitch() + column] = sum[k];
     });
   }
+
+  FD_MEMBER int lanes() const { return kLast ? tile.active / tile.columns : tile.columns; }
+  FD_MEMBER int pitch() const { return lanes() | 1; }
+  FD_MEMBER Shared<float> channel_sums() const { return scratch; }
+  FD_MEMBER Shared<float> entries() const { return scratch + kAll * a.tiling.width; }
 
   // Channels last, an entry a thread and channel.
   FD_MEMBER void put_columns(const Values& n, const Values& dh) const {
@@ -153,7 +154,6 @@ struct Block {
   // P, Q and R of the tile's channels, to shared memory or as a chunk's to the workspace.
   FD_MEMBER void sum_channels(const Values& n, const Values& dh) const {
     if (kLast) put_columns(n, dh);
-    else put_vectors(n, dh);
     __syncthreads();
     const int all = tile.channels * pitch(), tall = pitch();
     const Shared<float> in = entries(), out = channel_sums();
@@ -161,9 +161,11 @@ struct Block {
                    [&](int c, int lane, int, const float (&sum)[kAll]) {
                      if (lane != 0) return;
                      const Corner at(a.tiling);
-                     const int64_t i = at.channel(a.tiling, c);
-                     if (a.part == kSums) return put(a.partial, i * a.tiling.position_tiles + at.position_tile, sum);
-                     put(a.sums, i, sum);
+                     if (a.part == kSums) {
+                       const int64_t chunk = int64_t(at.b) * a.tiling.position_tiles + at.position_tile;
+                       return put(a.partial, chunk * a.tiling.C + at.c + c, sum);
+                     }
+                     put(a.sums, at.channel(a.tiling, c), sum);
                      for (int k = 0; k < kAll; ++k) out[k * tile.channels + c] = sum[k];
                    });
     __syncthreads();
@@ -227,22 +229,25 @@ __global__ void __launch_bounds__(kMaxThreads, 1) dropout_kernel(const Backward 
   work<T, V, kLast, false, true>(a);
 }
 
-// P, Q and R of a group's channels from their chunks', a warp a channel; then A and B.
+// P, Q and R of a group's channels from their chunks', a warp a channel, or two where that reads whole sectors; then A
+// and B.
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const Backward a) {
   FD_SHARED(float, scratch, 2 * kWarp);
   const int64_t b = blockIdx.x / uint32_t(a.p.G), g = blockIdx.x % uint32_t(a.p.G), D = a.tiling.D;
   const int64_t chunks = a.tiling.position_tiles;
-  const int lane = threadIdx.x % kWarp;
+  const int lane = threadIdx.x % kWarp, places = D % 2 ? 1 : 2;
   float totals[2] = {};
-  for (int64_t c = g * D + threadIdx.x / kWarp; c < g * D + D; c += kMergeThreads / kWarp) {
+  for (int64_t i = threadIdx.x / kWarp * places; i < D; i += kMergeThreads / kWarp * places) {
+    const int64_t c = g * D + i + lane % places;
     float sum[kAll] = {};
-    for (int64_t i = lane; i < chunks; i += kWarp) {
+    for (int64_t chunk = lane / places; chunk < chunks; chunk += kWarp / places) {
       float part[kAll];
-      take(a.partial, (b * a.p.C + c) * chunks + i, part);
+      take(a.partial, (b * chunks + chunk) * a.p.C + c, part);
       for (int k = 0; k < kAll; ++k) sum[k] += part[k];
     }
-    for (int k = 0; k < kAll; ++k) sum[k] = warp_sum(sum[k]);
-    if (lane != 0) continue;
+    for (int k = 0; k < kAll; ++k)
+      for (int distance = kWarp / 2; distance >= places; distance /= 2) sum[k] += across(sum[k], distance);
+    if (lane >= places) continue;
     put(a.sums, b * a.p.C + c, sum);
     const float gain = gain_of(a.p, b, c);
     totals[kP] = fmaf(gain, sum[kP], totals[kP]);
@@ -316,7 +321,7 @@ Tiling tiling_of(const GroupNormSiluBackwardParams& p) {
 size_t shared_bytes(const Backward& a) {
   const Tiling& t = a.tiling;
   const int64_t mask = a.p.drop.rng ? t.width * mask_words(t) : 0;
-  return sizeof(float) * (8 * t.width + kAll * (t.width + entries_of(t, kWish)) + mask);
+  return sizeof(float) * (7 * t.width + kAll * (t.width + entries_of(t, kWish)) + mask);
 }
 
 template <class T, bool kLast>

@@ -25,6 +25,7 @@ struct Tiling {
   int32_t vector;                    // elements of an access
   int32_t last;                      // rows are positions
   int32_t threads;
+  int32_t turn;                      // of full tiles, channels first: a row is 2^turn vectors of each thread
 };
 
 // What a kernel asks of its tiles.
@@ -111,21 +112,23 @@ static inline bool has_whole_vectors(const Tiling& t) {
 
 static inline Tiling make_tiling(int64_t C, int64_t S, int64_t G, int32_t layout, int size, const Wish& wish) {
   const int32_t last = layout == kChannelsLast || S == 1;
-  Tiling t = {S, int32_t(C), int32_t(G), int32_t(C / G), 1, 1, 1, 1, 1, 1, 16 / size, last, 0};
+  Tiling t = {S, int32_t(C), int32_t(G), int32_t(C / G), 1, 1, 1, 1, 1, 1, 16 / size, last, 0, 0};
   if (!has_whole_vectors(t)) t.vector = 1;
   const int per_thread = vectors_of(wish.per_thread, t.vector) * t.vector;
   const int64_t chunk = at_most(at_least(C * S / 256, wish.chunk), (t.last ? kMaxThreads : wish.threads) * per_thread);
   t.last ? cut_columns(t, wish, chunk, size) : cut_runs(t, wish, chunk);
   t.channel_tiles = static_cast<int32_t>(t.pieces * divide_up(G, t.groups));
   t.threads = static_cast<int32_t>(threads_for(t, wish, t.width, t.span));
+  while (!t.last && t.threads << t.turn < t.span / t.vector) ++t.turn;
   return t;
 }
 
-// Whether all tiles are full and every thread has all its vectors.
+// Whether all tiles are full, every thread has all its vectors, and the block is whole rows or a row 2^turn blocks.
 static inline bool is_full(const Tiling& t, const Wish& wish) {
   const int64_t vectors = int64_t(t.width) * t.span / t.vector, columns = (t.last ? t.width : t.span) / t.vector;
   return t.S % t.span == 0 && t.D * t.groups % t.width == 0 && t.G % t.groups == 0 &&
-         vectors == int64_t(t.threads) * vectors_of(wish.per_thread, t.vector) && (!t.last || t.threads % columns == 0);
+         vectors == int64_t(t.threads) * vectors_of(wish.per_thread, t.vector) &&
+         (t.threads % columns == 0 || (!t.last && t.threads << t.turn == columns));
 }
 
 // Room for the partial sums of a tile's threads, one entry a thread and channel (last) or a vector (first); rows of

@@ -116,8 +116,7 @@ struct Page {
         raw[i] = load_words<T, V>(from + offset);
       } else {
         FD_UNROLL
-        for (int j = 0; j < V; ++j)
-          raw[i].at[j * sizeof(T) / 4] |= load_words<T, 1>(from + offset + j).at[0] << j * sizeof(T) % 4 * 8;
+        for (int j = 0; j < V; ++j) put_element<T, V>(raw[i], j, from + offset + j);
       }
     });
   }

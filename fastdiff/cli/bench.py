@@ -3,8 +3,9 @@
 Without --static the benchmark files run: times in --output (JSON), a Markdown table and a PNG chart (with matplotlib)
 beside it. --compare tells which ratios have fallen since an earlier run, with status 1. With --static: registers,
 spills, memory, occupancy, widths. The CUDA kernels are compiled where nvcc is found, Triton's where Triton is
-installed; the numbers are kept in benchmarks/static.json, and --check fails where one is worse than there. Either takes
-a checkout of the repository.
+installed; the numbers are kept in benchmarks/static.json, and --check fails where one is worse than there. With
+--floor: the least time of each op on some GPUs, calculated from its bytes and their bandwidth; a run's Markdown has
+them as well. All take a checkout of the repository.
 """
 
 import importlib
@@ -20,6 +21,7 @@ ROOT = Path(fastdiff.__file__).resolve().parents[1]
 
 def add_arguments(parser):
     parser.add_argument("--static", action="store_true", help="compile, run nothing")
+    parser.add_argument("--floor", action="store_true", help="calculate the least times on GPUs, run nothing")
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="the times of a run (bench.json)")
     parser.add_argument("--select", help="run these alone, as pytest -k selects")
     parser.add_argument("--compare", type=Path, metavar="OLD.JSON", help="an earlier run's --output")
@@ -31,6 +33,8 @@ def add_arguments(parser):
 
 
 def main(arguments):
+    if arguments.floor:
+        return floors(arguments)
     if not arguments.static:
         return timed(arguments)
     static = collector()
@@ -48,10 +52,17 @@ def main(arguments):
     return 0
 
 
+def floors(arguments):
+    if arguments.static or arguments.check or arguments.update or arguments.arch or arguments.compare:
+        raise ValueError("--floor must come alone, got another option")
+    print(of_checkout("benchmarks.floor").table())
+    return 0
+
+
 def timed(arguments):
     if arguments.check or arguments.update or arguments.arch:
         raise ValueError("--check, --update and --arch must come with --static")
-    return bench_runs.main(arguments, ROOT, of_checkout("benchmarks.ratios"))
+    return bench_runs.main(arguments, ROOT, of_checkout("benchmarks.ratios"), of_checkout("benchmarks.floor"))
 
 
 def collector():

@@ -56,7 +56,7 @@ def chart(cases, machine, path):
     figure.savefig(path, dpi=120)
 
 
-def main(arguments, root, ratios):
+def main(arguments, root, ratios, floor):
     """The exit status: 1 where --compare finds a regression."""
     output = arguments.output.resolve()
     old = ratios.read(arguments.compare)[0] if arguments.compare else None  # read first: it may be overwritten
@@ -64,7 +64,10 @@ def main(arguments, root, ratios):
     cases, machine = ratios.read(output)
     tables = ratios.tables(output)
     print(tables)
-    output.with_suffix(".md").write_text(tables + "\n")
+    output.with_suffix(".md").write_text(f"{tables}
+
+{floor.table()}
+")
     chart(cases, machine, output.with_suffix(".png"))
     if old is None:
         return 0

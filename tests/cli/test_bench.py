@@ -84,7 +84,7 @@ def test_a_run_leaves_a_table_and_a_chart(report, tmp_path, capsys):
     assert timed(tmp_path) == 0
     assert "| op [256, 64] float32 | 1 | 1000000.0 | 2.00 |" in capsys.readouterr().out
     written = (tmp_path / "new.md").read_text()
-    assert "| 2.00 |" in written
+    assert "| 2.00 |" in written and "CALCULATED" in written
     assert "| op [256, 64] float32 | 1 | 1.0 GB/s | 25% of a copy |" in written
     assert (tmp_path / "new.png").read_bytes().startswith(b"\x89PNG")
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("tests/simt")
 PLACE = Path("build/simt")
 FLAGS = shlex.split("-O1 -std=c++17 -fPIC -ffp-contract=off -fvisibility=hidden -fno-strict-aliasing -w")
+INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 SYMBOL = re.compile(r"([0-9a-f]+) [tTwW] (?:void )?(?:\w+::|\(anonymous namespace\)::)*(\w+(?:<[^(]*>)?)\(")
 
 
@@ -32,6 +33,16 @@ def digest(*parts):
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def included(path, seen=None):
+    """The texts of a source and of all that it includes by a name in quotes, where that lies beside it."""
+    seen = set() if seen is None else seen
+    if path in seen or not path.exists():
+        return []
+    seen.add(path)
+    text = path.read_text()
+    return [text, *(each for name in INCLUDE.findall(text) for each in included((path.parent / name).resolve(), seen))]
+
+
 def library():
     """Path of the library, built where its sources have changed."""
     import fcntl
@@ -48,10 +59,9 @@ def library():
 
 
 def _build(command):
-    headers = [path for folder in ("csrc", HERE) for path in sorted((ROOT / folder).rglob("*.*h"))]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True).stdout
-    common = digest(version, *command, *(path.read_text() for path in headers))
-    objects = {PLACE / f"{path.stem}-{digest(common, (ROOT / path).read_text())}.o": path for path in sources()}
+    common = digest(version, *command, *(path.read_text() for path in sorted((ROOT / HERE / "include").iterdir())))
+    objects = {PLACE / f"{path.stem}-{digest(common, *included(ROOT / path))}.o": path for path in sources()}
     result = PLACE / f"simt-{digest(*map(str, objects))}.so"
     if not (ROOT / result).exists():
         missing = [each for each in objects.items() if not (ROOT / each[0]).exists()]

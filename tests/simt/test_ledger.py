@@ -51,13 +51,13 @@ def check(tensors, minimum):
 def check_large(tensors, minimum):
     """Bytes within 2% of the minimum, in sectors that are full and touched no oftener than the bytes."""
     moved = {name: each["read"] + each["written"] for name, each in tensors.items()}
-    for name in (name for name in minimum if minimum[name] >= 4096):
+    for name in (name for name in minimum if minimum[name] >= 4096 and name != "workspace"):
         each = tensors[name]
         assert moved[name] == pytest.approx(minimum[name], rel=0.02)
         sectors = each["read_sectors"] + each["written_sectors"]
         needed = each["read_minimal_sectors"] + each["written_minimal_sectors"]
         assert needed >= 0.95 * sectors, f"{name}: {needed} of {sectors} sectors"
-        once = name != "mask"  # which channels may share
+        once = name not in ("mask", "weight", "scale", "shift")  # which channels may share, or blocks
         assert not once or 32 * sectors <= moved[name] / 0.95, f"{name}: {32 * sectors} bytes for {moved[name]}"
 
 
@@ -79,6 +79,21 @@ def test_q_sample(shape, memory_format, dtype, source, given):
     counters = {} if given else dict(rng=rng.make_rng(1), sample_ids=torch.arange(2))
     tensors = counted(ops.q_sample, x_start, t, alpha, sigma, noise, dtype=dtype, return_noise=True, **counters)
     check(tensors, ledger.q_sample(shape, source.itemsize, dtype.itemsize, 4 * given, noise_out=True))
+
+
+FLIPPED = [(2, C, 32, 32) for C in range(1, 9)] + [(2, 3, 32, 96), (2, 4, 8, 512)]
+
+
+@pytest.mark.parametrize("shape", FLIPPED, ids=str)
+@pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("source", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_q_sample_of_flipped_images(shape, memory_format, source, dtype):
+    t, (alpha, sigma) = torch.tensor([3, 5]), torch.rand(2, 10)
+    x_start = (100 * torch.rand(shape)).to(source).contiguous(memory_format=memory_format)
+    options = dict(rng=rng.make_rng(1), sample_ids=torch.arange(2), dtype=dtype, flip=torch.tensor([True, True]))
+    tensors = counted(ops.q_sample, x_start, t, alpha, sigma, **options)
+    check(tensors, ledger.q_sample(shape, source.itemsize, dtype.itemsize, flip=True))
 
 
 @pytest.mark.parametrize(("shape", "memory_format"), EACH)
@@ -131,27 +146,63 @@ def test_reverse_step_that_draws(shape, memory_format):
     check(tensors, ledger.reverse_step(shape, DDPM, 4, 4, drawn=True))
 
 
-ACTIVATIONS = {
-    "on chip": ((2, 128, 16, 16), 32, 1),
-    "channels of a group not a multiple of 8": ((2, 96, 16, 16), 32, 1),
-    "few channels": ((2, 48, 16, 16), 16, 1),
-    "beyond a block": ((1, 16, 128, 128), 2, 2),
+ALWAYS = "once once once once"
+ACTIVATIONS = {  # shape, groups; how often it is read forward and backward, channels first and last: float32; bfloat16
+    "on chip": ((2, 128, 16, 16), 32, ALWAYS, ALWAYS),
+    "channels of a group not a multiple of 8": ((2, 96, 16, 16), 32, ALWAYS, ALWAYS),
+    "few channels": ((2, 48, 16, 16), 16, ALWAYS, ALWAYS),
+    "beyond a block": ((1, 16, 128, 128), 2, "twice twice twice twice", "twice twice twice twice"),
+    "beyond a block of the backward pass": ((1, 4, 96, 128), 2, "once twice twice twice", "once twice twice twice"),
+    "many groups": ((1, 64, 64, 64), 32, "once once once twice", "once once twice twice"),
 }
 
 
-@pytest.mark.parametrize(("shape", "groups", "reads"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+def reads_of(words, memory_format):
+    """Of the forward and of the backward pass."""
+    return [1 + (word == "twice") for word in words.split()[2 * (memory_format is LAST) :][:2]]
+
+
+def records_of(tensors, shape, groups):
+    """Statistics in a forward pass' workspace, for a sample and group."""
+    return tensors["workspace"]["written"] // (16 * shape[0] * groups) if "workspace" in tensors else 0
+
+
+def chunks_of(tensors, shape, groups):
+    """Chunks along the positions, from what a backward pass writes to its workspace."""
+    B, C = shape[:2]
+    return (tensors["workspace"]["written"] - 8 * B * groups) // (16 * B * C) - 1
+
+
+def check_workspace(tensors, x):
+    """What passes between launches is little beside the activation, and in full sectors."""
+    each = tensors.get("workspace", collections.Counter())
+    sectors = each["read_sectors"] + each["written_sectors"]
+    assert 32 * sectors <= 0.25 * tensors[x]["read_sectors"] * 32
+    assert each["written_minimal_sectors"] >= 0.95 * each["written_sectors"]
+
+
+FILMS = ("add", "scale", "shift")
+
+
+@pytest.mark.parametrize(("shape", "groups", "f32", "bf16"), ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_group_norm_silu(shape, groups, reads, memory_format, dtype):
+def test_group_norm_silu(shape, groups, f32, bf16, memory_format, dtype):
+    last, size = memory_format is LAST, dtype.itemsize
+    reads = reads_of(f32 if size == 4 else bf16, memory_format)
+    assert reads == [ledger.group_norm_reads(shape, groups, size, last, backward) for backward in (False, True)]
     leaves = {name: value.requires_grad_() for name, value in norm.inputs(shape, dtype, "cpu").items()}
     leaves["x"] = leaves["x"].detach().contiguous(memory_format=memory_format).requires_grad_()
-    results = []
-    check_large(
-        counted(lambda: results.append(ops.group_norm_silu(groups=groups, **leaves))),
-        ledger.group_norm_silu(shape, dtype.itemsize, reads),
-    )
+    films, results = dict.fromkeys(FILMS, size), []
+    forward = counted(lambda: results.append(ops.group_norm_silu(groups=groups, **leaves)))
+    records = records_of(forward, shape, groups)
+    check(forward, ledger.group_norm_silu(shape, groups, size, last, records=records, **films))
+    check_workspace(forward, "x")
     (y,) = results
-    check_large(counted(y.backward, torch.ones_like(y)), ledger.group_norm_silu_backward(shape, dtype.itemsize, reads))
+    backward = counted(y.backward, torch.ones_like(y))
+    chunks = chunks_of(backward, shape, groups)
+    check(backward, ledger.group_norm_silu_backward(shape, groups, size, last, chunks=chunks, **films))
+    check_workspace(backward, "grad_y")
 
 
 def loss_images(shape, memory_format, dtype, source, channels=None):
@@ -215,38 +266,53 @@ def test_vlb_terms(shape, memory_format, dtype, learned):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("shape", "groups", "reads"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+@pytest.mark.parametrize(("shape", "groups"), [case[:2] for case in ACTIVATIONS.values()], ids=ACTIVATIONS)
 @pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
-def test_group_norm_silu_with_dropout(shape, groups, reads, memory_format):
+def test_group_norm_silu_with_dropout(shape, groups, memory_format):
     """The residual is read once, and no mask is."""
     x, residual = (value.bfloat16().contiguous(memory_format=memory_format) for value in torch.randn(2, *shape))
-    results = []
-    check_large(
-        counted(lambda: results.append(norm.fused(0.3, x=x.requires_grad_(), groups=groups, residual=residual))),
-        ledger.group_norm_silu(shape, 2, reads, residual=True),
-    )
+    results, last = [], memory_format is LAST
+    forward = counted(lambda: results.append(norm.fused(0.3, x=x.requires_grad_(), groups=groups, residual=residual)))
+    records = records_of(forward, shape, groups)
+    options = dict(weight_size=0, dropout=True)
+    check(forward, ledger.group_norm_silu(shape, groups, 2, last, residual=True, records=records, **options))
     (y,) = results
-    check_large(counted(y.backward, torch.ones_like(y)), ledger.group_norm_silu_backward(shape, 2, reads))
+    backward = counted(y.backward, torch.ones_like(y))
+    check_large(backward, ledger.group_norm_silu_backward(shape, groups, 2, last, **options))
 
 
 CHANNELS = {
-    "64 channels": ((2, 64, 16, 16), DTYPES),
-    "512 channels": ((1, 512, 16, 16), DTYPES),
-    "channels not a multiple of 8": ((2, 96, 16, 16), DTYPES),
-    "1024 channels": ((1, 1024, 8, 8), [torch.float32]),
+    "64 channels": ((2, 64, 16, 16), DTYPES, 1, 1),
+    "512 channels": ((1, 512, 16, 16), DTYPES, 1, 1),
+    "channels not a multiple of 8": ((2, 96, 16, 16), DTYPES, 1, 1),
+    "1024 channels": ((1, 1024, 8, 8), [torch.float32], 1, 1),
+    "more than a block holds": ((1, 4096, 4, 4), [torch.float32], 2, 2),
 }
 EACH_PAGE = [
-    pytest.param(shape, dtype, id=f"{name}, {dtype}") for name, (shape, dtypes) in CHANNELS.items() for dtype in dtypes
+    pytest.param(shape, dtype, chunks, id=f"{name}, {dtype}")
+    for name, (shape, dtypes, *chunks) in CHANNELS.items()
+    for dtype in dtypes
 ]
 
 
-@pytest.mark.parametrize(("shape", "dtype"), EACH_PAGE)
+def again(tensors, *names):
+    """The same, with what a launch reads twice counted twice: sectors, for these are full."""
+    for name in names:
+        tensors[name]["read"] = 32 * tensors[name]["read_sectors"]
+    return tensors
+
+
+@pytest.mark.parametrize(("shape", "dtype", "chunks"), EACH_PAGE)
 @pytest.mark.parametrize("memory_format", [FIRST, LAST], ids=["first", "last"])
-def test_rms_norm_silu(shape, dtype, memory_format):
+def test_rms_norm_silu(shape, dtype, chunks, memory_format):
+    last, size = memory_format is LAST, dtype.itemsize
+    assert chunks[last] == ledger.rms_norm_chunks(shape, size, last)
     leaves = {name: value.requires_grad_() for name, value in rms.inputs(shape, dtype, "cpu").items()}
     leaves["x"] = leaves["x"].detach().contiguous(memory_format=memory_format).requires_grad_()
-    results = []
-    size = dtype.itemsize
-    check_large(counted(lambda: results.append(ops.rms_norm_silu(**leaves))), ledger.rms_norm_silu(shape, size))
+    films, results = dict.fromkeys(FILMS[1:], size), []
+    forward = counted(lambda: results.append(ops.rms_norm_silu(**leaves)))
+    check(again(forward, "x"), ledger.rms_norm_silu(shape, size, last, **films))
     (y,) = results
-    check_large(counted(y.backward, torch.ones_like(y)), ledger.rms_norm_silu_backward(shape, size))
+    backward = counted(y.backward, torch.ones_like(y))
+    tiles = backward["workspace"]["written"] // (8 * shape[0] * shape[1]) - 1
+    check(again(backward, "x", "grad_y"), ledger.rms_norm_silu_backward(shape, size, last, tiles, **films))
