@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train a diffusion model on a data set",
     "sample": "draw images from a trained model",
     "data": "prepare images to train on",
-    "evaluate": "measure a trained model: bits per dimension",
+    "evaluate": "measure a trained model: bits per dimension, figures",
     "convert": "write a U-Net's weights as another library names them",
     "bench": "show what every GPU kernel takes: registers, memory, occupancy",
     "tune": "time block sizes of the Triton kernels on this GPU and keep the fastest",

@@ -2,32 +2,56 @@
 
 `fastdiff evaluate bpd RUN`: the variational bound of the run's images in bits per dimension with a confidence interval,
 by the full sum over t or, with --timesteps, estimated from so many of them for each image.
+
+`fastdiff evaluate figures RUN...`: a folder of PNGs and their numbers: beta~ / beta over t; the quality of samples that
+skip the first 0 to 40% of the reverse process (of digits, whose Frechet distance is taken in a classifier's features);
+the gradient-noise scale of the bound with timesteps drawn evenly and by importance.
 """
 
 import json
 
+from . import figures
+
 
 def add_arguments(parser):
-    parser.add_argument("measure", choices=("bpd",), help="what to measure")
-    parser.add_argument("run", help="directory of fastdiff train")
-    parser.add_argument("-n", type=int, default=256, help="images, the first ones of the data (default 256)")
+    parser.add_argument("measure", choices=("bpd", "figures"), help="what to measure")
+    parser.add_argument("run", nargs="+", help="directory of fastdiff train; for figures one or more")
+    parser.add_argument("-n", type=int, default=256, help="images of the data, samples of skipping (default 256)")
     parser.add_argument("--data", help="other data than the run's, as for fastdiff train")
     parser.add_argument("--timesteps", type=int, help="of each image, in strata; by default the full sum")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--out", help="file of the numbers as JSON")
+    parser.add_argument("--out", help="file of the numbers as JSON; of figures their folder (default figures)")
     parser.add_argument("--plot", help="PNG of the terms over t, of the full sum")
+    parser.add_argument("--figure", choices=figures.FIGURES, action="append", help="this one; may be given again (all)")
+    parser.add_argument("--batches", type=int, default=32, help="gradients of 16 samples, for gradient-noise")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the GPU where there is one")
 
 
 def main(args):
+    _check(args)
+    return figures.main(args) if args.measure == "figures" else _bpd(args)
+
+
+def _check(args):
+    for name, least in (("n", 1), ("batch_size", 1), ("batches", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(args, name)}")
+    foreign = ("figure",) if args.measure == "bpd" else ("data", "timesteps", "plot")
+    for name in foreign:
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name} must not be given for {args.measure}, got {getattr(args, name)!r}")
+    if args.measure == "bpd" and len(args.run) > 1:
+        raise ValueError(f"run must be one directory for bpd, got {len(args.run)}")
+    if args.measure == "bpd":
+        args.run = args.run[0]
+
+
+def _bpd(args):
     from ..evaluation import bpd, plots
     from ..processes import GaussianProcess
     from . import runs
 
-    for name in ("n", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
     if args.plot and args.timesteps is not None:
         raise ValueError(f"timesteps must not be given with plot, got {args.timesteps}")
     if args.plot and not plots.available():

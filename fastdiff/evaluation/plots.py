@@ -60,3 +60,29 @@ def qualities(path, bits, quality):
     right.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def lines(path, named, xlabel, ylabel, yscale="linear"):
+    """A line each of {name: (xs, ys)}."""
+    plt = _pyplot()
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, (xs, ys) in named.items():
+        ax.plot(xs, ys, label=name, marker="." if len(xs) < 20 else None)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale=yscale)
+    ax.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def bars(path, groups, ylabel):
+    """Bars of {group: {name: value}}, on a logarithmic scale."""
+    plt = _pyplot()
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    for i, name in enumerate(names):
+        places = [place + 0.8 * (i + 0.5) / len(names) - 0.4 for place in range(len(groups))]
+        ax.bar(places, [group[name] for group in groups.values()], 0.8 / len(names), label=name)
+    ax.set(ylabel=ylabel, yscale="log", xticks=range(len(groups)), xticklabels=list(groups))
+    ax.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
