@@ -64,10 +64,7 @@ def main(arguments, root, ratios, floor):
     cases, machine = ratios.read(output)
     tables = ratios.tables(output)
     print(tables)
-    output.with_suffix(".md").write_text(f"{tables}
-
-{floor.table()}
-")
+    output.with_suffix(".md").write_text(f"{tables}\n\n{floor.table()}\n")
     chart(cases, machine, output.with_suffix(".png"))
     if old is None:
         return 0
