@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdiff import GaussianProcess, ops, schedules
+from fastdiff.data.images import to_uint8
 from fastdiff.processes import SigmaProcess, spacing
 from fastdiff.samplers import SOLVERS, Plan, ddim, ddpm
 from fastdiff.samplers.solvers import OF_NODES
@@ -102,6 +103,17 @@ def test_ddim_clips_x0_and_eps_or_x0_alone():
 def test_xprev_is_the_mean_whatever_the_clip():
     plan = ddpm(GaussianProcess(LINEAR, "xprev"), 10)
     assert set(plan["c_m"].tolist()) == {1.0} and (plan["c_0"] == 0).all() and (plan["c_x"] == 0).all()
+
+
+def test_bytes_are_rounded_where_openai_truncates():
+    """As diffusers does: the brightest 1 / 255 of [-1, 1] is 255. Bytes come in as u / 127.5 - 1, as OpenAI has it."""
+    x = torch.tensor([-1.0, -0.997, 0.0, 0.997, 1.0])
+    assert to_uint8(x).tolist() == [0, 0, 128, 255, 255]
+    assert ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).tolist() == [0, 0, 127, 254, 255]
+    u = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    x_t = GaussianProcess(LINEAR).q_sample(u, torch.tensor([0]), torch.zeros(1, 1, 1, 3), dtype=torch.float32)
+    expected = GaussianProcess(LINEAR).alpha[0].float() * torch.tensor([-1, -0.6, 1])
+    torch.testing.assert_close(x_t.flatten(), expected, rtol=1e-6, atol=1e-6)
 
 
 # ---- lucidrains ----
