@@ -141,11 +141,12 @@ def rms_norm_silu(shape, size, last, weight_size=4, **films):
 
 
 def rms_norm_silu_backward(shape, size, last, tiles, weight_size=4, **films):
-    """With every gradient. tiles: a sample's, which have sums of their own."""
+    """With every gradient. tiles: a sample's, each with its sums, for which weight and scale are read again."""
     B, C, elements = *shape[:2], math.prod(shape)
     chunks = rms_norm_chunks(shape, size, last, backward=True)
     moved = {"x": elements * size * (3 * chunks - 2) // chunks, "grad_y": elements * size * (2 * chunks - 1) // chunks}
     terms = _terms(shape, weight_size, films)
     del terms["bias"]
-    moved |= terms | {f"grad_{name}": count for name, count in terms.items()}
+    moved |= {name: count * (1 + (name != "shift")) for name, count in terms.items()}
+    moved |= {f"grad_{name}": count for name, count in terms.items()}
     return moved | {"grad_x": elements * size, "workspace": B * C * (2 * 8 * tiles + 8 + 4)}
