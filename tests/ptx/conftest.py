@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from . import simulator
 @pytest.fixture(scope="session")
 def results(request):
     """What tests.ptx.run found, by row; of the rows that the session's tests name."""
-    mine = [item for item in request.session.items if item.path.parent == request.path.parent]
+    mine = [item for item in request.session.items if item.path.parent == Path(__file__).parent]
     parameters = [item.callspec.params for item in mine if hasattr(item, "callspec")]
     rows = (row for each in parameters for row in [each.get("row"), *each.get("rows", [])])
     names = list(dict.fromkeys(row for row in rows if row))

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 from .cases_losses import CASES, HALF, NARROW, ROWS, WIDE
-from .more import MORE
 
 KEPT = Path(__file__).with_name("counts.json")
 LANGUAGES = ("cuda", "triton")

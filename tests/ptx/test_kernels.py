@@ -6,6 +6,7 @@ import pytest
 
 from . import cuda_kernels, kept, simulator, triton_kernels
 from .cases_losses import CASES
+from .more import MORE
 from .plants import PLANTS
 
 if simulator.unavailable():
@@ -28,9 +29,11 @@ QUICK = {
 
 def each(languages, cases):
     """A parameter for each row, slow where it is not of the quick ones."""
-    for language in languages:
-        for case in cases:
-            yield pytest.param(f"{language} {case}", marks=() if case in QUICK else pytest.mark.slow)
+    return [
+        pytest.param(f"{language} {case}", marks=() if case in QUICK else pytest.mark.slow)
+        for language in languages
+        for case in cases
+    ]
 
 
 def skip_without(language):
@@ -66,7 +69,7 @@ def test_instructions(row, result):
     if kept.toolchain()[language] == counts["toolchain"][language]:
         assert result["count"] <= kept.SLACK * counts["rows"][row]
     share = kept.share(row, {**counts["rows"], row: result["count"]})
-    assert share <= kept.MORE.get(row, kept.allowed(row))
+    assert share <= MORE.get(row, kept.allowed(row))
 
 
 @pytest.mark.parametrize("row", [pytest.param(f"inductor {case}", marks=pytest.mark.slow) for case in kept.counted()])
