@@ -14,6 +14,7 @@ from ..ops import _check, _dispatch, _winograd
 from .norms import GroupNormSiLU
 
 _HOOKS = torch.nn.modules.module
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # torch.compile cannot trace the question
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -59,7 +60,7 @@ def linear(module, h):
 
 
 def _onednn(module, x):
-    wanted = x.dtype is torch.float32 and _winograd.allowed() and torch.backends.mkldnn.is_available()
+    wanted = x.dtype is torch.float32 and _winograd.allowed() and _HAS_ONEDNN
     return wanted and inference(x) and _unwatched(module) and module.weight.dtype is torch.float32
 
 

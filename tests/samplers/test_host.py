@@ -112,17 +112,19 @@ def test_a_compiled_step_has_no_graph_break(case, compiler):
     assert counter.frame_count == kinds
 
 
-@pytest.mark.slow
-def test_a_network_compiled_with_its_step(process):
-    """By inductor, as a user has it."""
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_network_compiled_with_its_step(process, compiler):
+    """Inductor: as a user has it."""
+    torch._dynamo.reset()
     torch.manual_seed(0)
     options = dict(image_size=8, channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), groups=4)
     net = UNet(UNetConfig(**options))
     for parameter in net.parameters():  # its last layer is born zero
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     expected = Sampler(net, process, steps=4, precision="fp32").sample(2)
-    compiled = Sampler(net, process, steps=4, precision="fp32", compile={"fullgraph": True}).sample(2)
-    torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-3)
+    compiled = {"fullgraph": True, "backend": compiler}
+    found = Sampler(net, process, steps=4, precision="fp32", compile=compiled).sample(2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 def test_the_next_call_compiles_nothing_new(process):
