@@ -38,8 +38,8 @@ class Case:
     def elements(self):
         return max(1, math.prod(self.shape))
 
-    def arguments(self):
-        given = self.make(Data(self.dtype, self.last, self.shape))
+    def arguments(self, seed=0):
+        given = self.make(Data(self.dtype, self.last, self.shape, seed))
         parameters = inspect.signature(getattr(reference, self.op)).parameters
         unknown = given.keys() - parameters
         if unknown:
@@ -52,10 +52,10 @@ class Case:
 
 
 class Data:
-    """Tensors for one call, of fixed random data."""
+    """Tensors for one call, random by seed."""
 
-    def __init__(self, dtype, last, shape):
-        self.dtype, self.last, self.shape, self.generator = dtype, last, shape, torch.Generator().manual_seed(5)
+    def __init__(self, dtype, last, shape, seed):
+        self.dtype, self.last, self.shape, self.generator = dtype, last, shape, torch.Generator().manual_seed(5 + seed)
 
     def laid_out(self, tensor):
         return tensor.contiguous(memory_format=torch.channels_last) if self.last else tensor

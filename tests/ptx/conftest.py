@@ -1,4 +1,4 @@
-"""One process for all rows that this session runs: Triton cannot interpret and compile in the same."""
+"""One process for all rows of a run of pytest: Triton cannot interpret and compile in the same."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from . import simulator
 
 @pytest.fixture(scope="session")
 def results(request):
-    """What tests.ptx.run found, by row; of the rows that the session's tests name."""
+    """What tests.ptx.run found, by row; of the rows that its tests name."""
     mine = [item for item in request.session.items if item.path.parent == Path(__file__).parent]
     parameters = [item.callspec.params for item in mine if hasattr(item, "callspec")]
     rows = (row for each in parameters for row in [each.get("row"), *each.get("rows", [])])

@@ -25,11 +25,14 @@ from .simulator import Buffer
 LANGUAGES = {"cuda": cuda_kernels, "triton": triton_kernels}
 
 
-def definition(case, dtype):
+DRAWS = 8  # of the data where an output has few elements, for on these one draw's error is luck
+
+
+def definition(case, dtype, seed=0):
     """The outputs of the plain PyTorch definition, in this dtype."""
     arguments = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in case.arguments().items()
+        for name, value in case.arguments(seed).items()
     }
     getattr(reference, case.op)(*arguments.values())
     return case.outputs(arguments)
@@ -37,10 +40,12 @@ def definition(case, dtype):
 
 def check(case, outputs):
     """The error budget of tests/ops."""
-    exact, eager = definition(case, torch.float64), definition(case, torch.float32)
+    draws = DRAWS if any(value.numel() <= DRAWS for value in outputs.values()) else 1
+    both = [[definition(case, dtype, seed) for dtype in (torch.float64, torch.float32)] for seed in range(draws)]
     for name, value in outputs.items():
         try:
-            assert_in_budget(value, exact[name], error_of(eager[name], exact[name]))
+            usual = max(error_of(eager[name], exact[name]) for exact, eager in both)
+            assert_in_budget(value, both[0][0][name], usual)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error or 'not finite'}") from None
 

@@ -39,6 +39,7 @@ def load(name="ptxsim"):
 class Run:
     """Of all launches of a call: instructions that lanes had issued, findings, kernels."""
 
+    harmless: frozenset = frozenset()  # kinds of reports that are no findings
     instructions: int = 0
     findings: list = field(default_factory=list)
     kernels: list = field(default_factory=list)
@@ -48,14 +49,10 @@ class Run:
         """buffers: by the name of their parameter."""
         self.instructions += WARP * stats["warp_instructions"]
         self.kernels.append(kernel)
-        self.findings += [f"{kernel}: {each['kind']}: {each['text']}" for each in stats.reports if counts(each)]
+        found = [each for each in stats.reports if each["kind"] not in self.harmless]
+        self.findings += [f"{kernel}: {each['kind']}: {each['text']}" for each in found]
         wrote = {name for name, counters in stats["buffers"].items() if counters["bytes_written"]}
         self.written |= {each.address for name, each in buffers.items() if name in wrote}
-
-
-def counts(report):
-    """Whether it is a finding: Triton has replicated values written by several warps, all the same."""
-    return report["kind"] != "same-value-race"
 
 
 @dataclass(frozen=True)
