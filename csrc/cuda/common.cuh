@@ -72,7 +72,7 @@ FD_DEVICE Vec<T, V> load(const T* p) {
 template <class T, int V>
 FD_DEVICE void store(T* p, const Vec<T, V>& v) {
 #ifdef __CUDACC__
-  typename Word<T, sizeof v>::Type word;
+  typename Word<uint8_t, sizeof v>::Type word;
   memcpy(&word, &v, sizeof v);
   *reinterpret_cast<decltype(word)*>(p) = word;
 #else

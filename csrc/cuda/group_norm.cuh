@@ -70,28 +70,25 @@ struct Tile {
     const int first = afresh(threadIdx.x), apart = afresh(step);
     FD_UNROLL
     for (int i = 0; i < kVectors; ++i)
-      if (kFull || first + i * active < total) body(i, base + int64_t(i) * apart);
+      if (kFull || first + i * active < total) body(i, base + i * apart);
   }
 
-  // body(i, offset, row, column), channels first.
+  // body(i, offset, row, column), channels first. Offsets within a tile are of 32 bits: of 64, nvcc takes vectors apart.
   template <class Body>
   FD_MEMBER void each_placed(const Body& body) const {
     const int first = afresh(threadIdx.x), apart = afresh(step);
     int at = afresh(place);
-    if constexpr (kFull) {
-      const int row = at >> 16, column = at & 0xffff, rows = turn ? 1 : move >> 16;
-      FD_UNROLL
-      for (int i = 0; i < kVectors; ++i) {
-        const int further = i * rows >> turn;
-        body(i, base + int64_t(i) * apart, row + further, column + i * active - further * columns);
-      }
-      return;
-    }
+    const int row = at >> 16, column = at & 0xffff, rows = turn ? 1 : move >> 16;
     FD_UNROLL
     for (int i = 0; i < kVectors; ++i) {
-      if (first + i * active < total) body(i, base + int64_t(i) * apart, at >> 16, at & 0xffff);
-      at += move;
-      if ((at & 0xffff) >= columns) at += (1 << 16) - columns;
+      if constexpr (kFull) {
+        const int further = i * rows >> turn;
+        body(i, base + i * apart, row + further, column + i * active - further * columns);
+      } else {
+        if (first + i * active < total) body(i, base + i * apart, at >> 16, at & 0xffff);
+        at += move;
+        if ((at & 0xffff) >= columns) at += (1 << 16) - columns;
+      }
     }
   }
 

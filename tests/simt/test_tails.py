@@ -123,3 +123,18 @@ def test_more_chunks_than_the_threads_that_add_them_up():
         native._C.diffusion_loss(0, 0, 0, *arguments, loss, workspace)
     assert len(workspace) == 512 and workspace[0] == 4096
     assert torch.allclose(loss.double(), (others + 4096) / zero.numel(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+@pytest.mark.parametrize("shape", [(2, 3, 30, 30), (2, 5, 6, 54), (2, 3, 2, 600)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16])
+def test_mirrored_lines_that_begin_in_a_vector(memory_format, shape, dtype):
+    """Lines that are no whole tiles, or longer than one."""
+    x = (100 * torch.rand(shape)).to(dtype)
+    options = dict(rng=rng.make_rng(1), sample_ids=torch.arange(2), dtype=torch.bfloat16, memory_format=memory_format)
+    t, alpha = torch.tensor([0, 1]), torch.tensor([0.9, 0.4])
+    flipped, mirrored = (
+        ops.q_sample(each.contiguous(memory_format=memory_format), t, alpha, 1 - alpha, flip=flip, **options)
+        for each, flip in ((x, torch.tensor([True, True])), (x.flip(-1), None))
+    )
+    assert same_bits(flipped, mirrored)
