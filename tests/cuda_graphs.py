@@ -1,9 +1,9 @@
 """A stand-in for what `fastdiff.capture` uses of torch.cuda, on the CPU and with the same meaning.
 
 While a graph records, every operation is noted with the tensors it reads and writes, and what it changes is put back
-afterwards: recording runs nothing. Replaying does those operations again, on the same tensors, into the memory of the
-first results: whatever the host would have decided anew is frozen, as it is in a CUDA graph. Reading a value by the
-host raises as CUDA does. `log` has the calls in their order.
+afterwards, torch's generator too: recording runs nothing. Replaying does those operations again, on the same tensors,
+into the memory of the first results: whatever the host would have decided anew is frozen, as it is in a CUDA graph.
+Reading a value by the host raises as CUDA does. `log` has the calls in their order.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ class Cuda:
             raise self.fail
         recording = Recording(graph)
         try:
-            with recording:
+            with torch.random.fork_rng([]), recording:
                 yield
         finally:
             recording.undo()

@@ -32,6 +32,8 @@ RUN = {
     "tensorboard": "metrics to TensorBoard too",
     "workers": "processes that read images which do not fit on the device",
     "compile": "the network through torch.compile",
+    "cuda_graph": "record a step on a GPU once and replay it",
+    "shard": "on several ranks: each holds all (ddp), or its part (fsdp)",
 }
 
 
@@ -61,11 +63,12 @@ def _add_data(parser):
 
 def _add_run(group):
     from ..training import TrainConfig
+    from ..training.config import SHARDS
     from ..training.objectives import OBJECTIVES, WEIGHTINGS
     from ..training.timesteps import SAMPLERS
 
     choices = {"objective": OBJECTIVES, "weighting": WEIGHTINGS, "timesteps": SAMPLERS}
-    choices["precision"] = ("auto", "fp32", "bf16")
+    choices |= {"precision": ("auto", "fp32", "bf16"), "shard": SHARDS}
     for field in fields(TrainConfig):
         name = f"--{field.name.replace('_', '-')}"
         if field.type is bool:

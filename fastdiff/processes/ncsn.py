@@ -48,6 +48,7 @@ class NCSNProcess:
         self.p_x, self.p_m = predictions.to_x0(prediction, Marginal(self.alpha, self.sigma))
         self.target_x0, self.target_eps = predictions.line(prediction, Marginal(self.alpha, self.sigma))
         self.timestep_map = torch.arange(self.num_timesteps) if timestep_map is None else timestep_map
+        self._device_tables = {}
 
     def __repr__(self):
         ends = f"sigma {self.sigma[0]:g} to {self.sigma[-1]:g}"
@@ -69,16 +70,27 @@ class NCSNProcess:
         """x_t = x_start + sigma[t] * noise. Arguments and options are those of `fastdiff.ops.q_sample`."""
         dtype, device = options.get("dtype") or getattr(x_start, "dtype", None), getattr(x_start, "device", "cpu")
         precision = torch.float64 if dtype is torch.float64 else torch.float32
-        alpha, sigma = (table.to(device, precision) for table in (self.alpha, self.sigma))
+        alpha, sigma = (self.table(name, device, precision) for name in ("alpha", "sigma"))
         return ops.q_sample(x_start, t, alpha, sigma, noise, **options)
 
     def predict_x0(self, x_t, t, model_output):
         """x0 = p_x[t] * x_t + p_m[t] * model_output, not clipped. t int64 [B]. Differentiable."""
-        return self._combine(t, self.p_x, self.p_m, x_t=x_t, model_output=model_output)
+        return self._combine(t, "p_x", "p_m", x_t=x_t, model_output=model_output)
 
     def target(self, x_start, t, noise):
         """What the network should return at x_t = x_start + sigma * noise: -noise / sigma for the score."""
-        return self._combine(t, self.target_x0, self.target_eps, x_start=x_start, noise=noise)
+        return self._combine(t, "target_x0", "target_eps", x_start=x_start, noise=noise)
+
+    def table(self, name, device, dtype=torch.float32):
+        """Attribute `name`, [L], rounded to `dtype` on `device`; made once."""
+        key = (name, torch.device(device), dtype)
+        if key not in self._device_tables:
+            with torch.inference_mode(False):  # else it could not be used for training later
+                self._device_tables[key] = getattr(self, name).to(device, dtype)
+        return self._device_tables[key]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_device_tables": {}}
 
     def _combine(self, t, a, b, **tensors):
         first, second, precision = checked_pair(**tensors)
@@ -89,5 +101,6 @@ class NCSNProcess:
         if t.device.type == "cpu" and not torch.compiler.is_compiling() and outside.any():
             raise IndexError(f"t must be in [0, {self.num_timesteps}), got {t[outside][0].item()}")
         index, shape = t.clamp(0, self.num_timesteps - 1), (-1, *(1,) * (first.dim() - 1))
-        a, b = (table.to(t.device, precision)[index].masked_fill(outside, torch.nan).reshape(shape) for table in (a, b))
+        tables = (self.table(name, t.device, precision) for name in (a, b))
+        a, b = (table[index].masked_fill(outside, torch.nan).reshape(shape) for table in tables)
         return a * first + b * second

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import whole, whole_directory
+from .sharding import fill, on_cpu
 
 CONFIG, CHECKPOINTS, MODEL = "config.json", "checkpoints", "model.safetensors"
 TENSORS, REST = "state.safetensors", "state.json"
@@ -58,21 +59,37 @@ def checkpoints(directory):
     return dict(sorted(steps.items(), reverse=True))
 
 
-def save(directory, step, model, ema, optimizer, keep=2, extra=None):
+def save(directory, step, model, ema, optimizer, keep=2, extra=None, *, plain=None, write=True):
     """Writes the checkpoint of a step and the averaged weights; then deletes all but the last `keep` checkpoints.
 
-    Where the disk is full OSError is raised, and the checkpoints before are left as they were.
+    Where weights are dealt out among ranks all of them call this together, and one has `write`; `plain` then is the
+    network in one piece, which takes the averaged weights. The files are the same as of a rank that holds all. Where
+    the disk is full OSError is raised, and the checkpoints before are left as they were.
     """
-    tensors, rest = _flattened(step, model, ema, optimizer, extra or {})
+    tensors, rest = _flattened(step, model, ema, optimizer, extra or {}, write)
+    if not write:
+        return
     with _disk(), whole_directory(Path(directory) / CHECKPOINTS / f"{step:08d}") as part:
         save_file(tensors, part / TENSORS)
         rest["crc32"] = _checksum(part / TENSORS)
         (part / REST).write_text(json.dumps(rest))
     if hasattr(model, "save"):
-        with _disk(), whole(Path(directory) / MODEL) as part, ema.applied(model):
-            model.save(part)
+        with _disk(), whole(Path(directory) / MODEL) as part:
+            _save_averaged(part, model, ema, plain, tensors)
     for path in list(checkpoints(directory).values())[keep:]:
         shutil.rmtree(path)
+
+
+def _save_averaged(part, model, ema, plain, tensors):
+    if plain is None:
+        with ema.applied(model):
+            return model.save(part)
+    plain.load_state_dict(_under("ema.0.", tensors))
+    return plain.save(part)
+
+
+def _under(prefix, tensors):
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 class _disk:
@@ -86,8 +103,8 @@ class _disk:
             raise OSError(f"checkpoint could not be written: {error}") from error
 
 
-def _flattened(step, model, ema, optimizer, extra):
-    """(tensors by name, what is none)."""
+def _flattened(step, model, ema, optimizer, extra, keep):
+    """(tensors by name, on the CPU, what is none)."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors.update({f"extra.{name}": value for name, value in extra.items()})
     for profile, average in enumerate(ema.averages):
@@ -96,9 +113,9 @@ def _flattened(step, model, ema, optimizer, extra):
     values = {f"optimizer.{i}.{name}": v for i, each in state["state"].items() for name, v in each.items()}
     tensors.update({name: value for name, value in values.items() if isinstance(value, torch.Tensor)})
     numbers = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
-    rest = {"step": step, "ema_updates": ema.updates, "optimizer": state["param_groups"], "optimizer_numbers": numbers}
-    # A copy of each, for tensors that share memory cannot be written.
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}, rest
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]  # which may be on the device
+    rest = {"step": step, "ema_updates": ema.updates, "optimizer": groups, "optimizer_numbers": numbers}
+    return on_cpu(tensors, keep), rest
 
 
 def restore(directory, model, ema, optimizer, extra=None):
@@ -167,16 +184,14 @@ def _check(tensors, rest, model, ema, optimizer, extra):
 
 
 def _load(tensors, rest, model, ema, optimizer, extra):
-    def under(prefix):
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    model.load_state_dict(under("model."))
+    for name, value in model.state_dict().items():
+        fill(value, tensors[f"model.{name}"])
     for name, value in extra.items():
-        value.copy_(tensors[f"extra.{name}"])
-    averages = [under(f"ema.{profile}.") for profile in range(len(ema.averages))]
+        fill(value, tensors[f"extra.{name}"])
+    averages = [_under(f"ema.{profile}.", tensors) for profile in range(len(ema.averages))]
     ema.load_state_dict({"averages": averages, "updates": rest["ema_updates"]})
     parameters, state = _parameters(optimizer), {}
-    for name, value in {**under("optimizer."), **_numbers(rest)}.items():
+    for name, value in {**_under("optimizer.", tensors), **_numbers(rest)}.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = _laid_out(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": rest["optimizer"]})
@@ -190,4 +205,6 @@ def _laid_out(value, parameter):
     """A moment in its parameter's memory layout, as the optimizer made it."""
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value
-    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
+    moment = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    fill(moment, value)
+    return moment

@@ -15,6 +15,13 @@ def check_shares(config, world):
         raise ValueError(f"batch_size must be {rule}, got {config.batch_size}")
 
 
+def check_graph(config, device, world):
+    """A step can be recorded on one GPU."""
+    if config.cuda_graph and (device.type != "cuda" or world > 1):
+        where = f"{world} ranks" if world > 1 else f"device {device}"
+        raise ValueError(f"cuda_graph must be False but for one GPU, got True for {where}")
+
+
 def check_same(before, settings):
     """Raises one error that lists every setting that is not as in the run to resume."""
     wrong = [

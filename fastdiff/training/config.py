@@ -8,10 +8,11 @@ from .objectives import OBJECTIVES, WEIGHTINGS
 from .profiles import Constant, Power
 from .timesteps import SAMPLERS
 
+SHARDS = ("ddp", "fsdp")
 # What a resumed run may be told anew. The data may have moved: their content is compared.
 FREE = (
     "steps", "workers", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "threads",
-    "data", "data_dir", "image_size", "on_error", "num_samples",
+    "data", "data_dir", "image_size", "on_error", "num_samples", "shard",
 )  # fmt: skip
 
 
@@ -46,6 +47,8 @@ class TrainConfig:
     tensorboard: bool = True
     workers: int = 2  # processes that read images which do not fit on the device
     compile: bool = False  # torch.compile
+    cuda_graph: bool = False  # record a step on a GPU once and replay it
+    shard: str = "ddp"  # on several ranks: "ddp", each holds all, or "fsdp", each holds its part (torch's FSDP2)
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
@@ -54,7 +57,7 @@ class TrainConfig:
             self._check(name, self._int(name) and getattr(self, name) >= 0, "an int of at least 0")
         for name in ("lr", "grad_clip", "gamma"):
             self._check(name, self._real(name) and 0 < getattr(self, name) < math.inf, "positive and finite")
-        for name in ("flip", "tensorboard", "compile"):
+        for name in ("flip", "tensorboard", "compile", "cuda_graph"):
             self._check(name, isinstance(getattr(self, name), bool), "a bool")
         self._check("decay_to", self._real("decay_to") and 0 <= self.decay_to <= 1, "in [0, 1]")
         self._check("ema_decay", self._real("ema_decay") and 0 <= self.ema_decay < 1, "in [0, 1)")
@@ -69,6 +72,8 @@ class TrainConfig:
         self._check("ema_sigma_rel", self._reals("ema_sigma_rel"), "positive numbers")
         self.profiles()
         self._check("seed", self._int("seed") and -(2**63) <= self.seed < 2**64, "an int in [-2**63, 2**64)")
+        self._check("shard", self.shard in SHARDS, f"one of {', '.join(SHARDS)}")
+        self._check("shard", self.shard == "ddp" or not self.compile, "ddp with compile")
         self._check("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16")
 
     def profiles(self):

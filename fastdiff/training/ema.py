@@ -5,12 +5,15 @@ import contextlib
 import torch
 
 from .profiles import Constant, Power
+from .sharding import fill, local
 
 PROFILES = {"constant": Constant, "power": Power}
 
 
 class EMA:
     """average_k <- d_k * average_k + (1 - d_k) * weight, for each profile k; float32. Buffers are copied.
+
+    The averages of weights that are dealt out among ranks are so too.
 
     Args:
         model: whose weights; its state_dict names them.
@@ -42,9 +45,9 @@ class EMA:
                 for average in self.averages:
                     average[name].copy_(value)
                 continue
-            wide = value.float()
+            wide = local(value).float()
             for profile, average in zip(self.profiles, self.averages, strict=True):
-                targets.append(average[name])
+                targets.append(local(average[name]))
                 weights.append(wide)
                 shares.append(1 - profile.decay(self.updates))
         _lerp(targets, weights, shares)
@@ -67,7 +70,7 @@ class EMA:
             raise ValueError("state must hold the averages of this network, got other profiles or names of weights")
         for average, saved in zip(self.averages, state["averages"], strict=True):
             for name, value in saved.items():
-                average[name].copy_(value)
+                fill(average[name], value)
         self.updates = state["updates"]
 
 

@@ -2,11 +2,14 @@
 
 import torch
 
+from .sharding import local
+
 
 class Guard:
     """Counts on the device; a bad step leaves the weights as they were. Read it when something is logged anyway.
 
-    check(loss, norm, step) -> bad, float32 []: 1 where the step must not be taken, as `found_inf` of a fused optimizer.
+    check(loss, norm, step) -> bad, float32 []: 1 where the step must not be taken, as `found_inf` of a fused optimizer;
+        step int64 [].
     first() -> the first bad step since the last call, or None; this waits for the device.
     """
 
@@ -15,19 +18,19 @@ class Guard:
 
     def check(self, loss, norm, step):
         bad = ~(loss.isfinite() & norm.isfinite())
-        self._first = torch.where(bad & (self._first < 0), step, self._first)
+        self._first.copy_(torch.where(bad & (self._first < 0), step, self._first))
         return bad.float()
 
     def first(self):
         step = int(self._first)
-        self._first = torch.full_like(self._first, -1)
+        self._first.fill_(-1)
         return None if step < 0 else step
 
 
 def first_bad_site(model, run):
     """The name of the first module whose output is not finite while run() runs, or of a bad parameter, or None."""
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not local(parameter).isfinite().all():
             return f"parameter {name}"
     found = []
 
@@ -48,6 +51,6 @@ def first_bad_site(model, run):
             hook.remove()
     if found:
         return found[0]
-    bad = (name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+    bad = (name for name, p in model.named_parameters() if p.grad is not None and not local(p.grad).isfinite().all())
     name = next(bad, None)
     return name and f"gradient of {name}"

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import ops
-from . import checkpoint, posthoc
-from .checks import check_same, check_shares, checked_data, fingerprint
+from ..capture import Capture
+from . import checkpoint, posthoc, sharding
+from .checks import check_graph, check_same, check_shares, checked_data, fingerprint
 from .config import TrainConfig
 from .ema import EMA
 from .guard import Guard, first_bad_site
@@ -64,8 +65,8 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
                     raise Interrupted
                 if draw and config.sample_every and (run.due(config.sample_every) or last):
                     run.draw(draw)
-    model.load_state_dict(run.ema.average)
-    return model.eval()
+    model.load_state_dict(sharding.on_cpu(run.ema.average))
+    return model.to(run.device).eval()
 
 
 class Run:
@@ -75,19 +76,29 @@ class Run:
         images, labels = checked_data(data, model, config)
         self.model, self.process, self.config, self.out = model, process, config, out
         self.device, self.ranks = next(model.parameters()).device, Ranks()
+        self.sharded = config.shard == "fsdp" and self.ranks.world > 1
         check_shares(config, self.ranks.world)
+        check_graph(config, self.device, self.ranks.world)
+        self.network = sharding.sharded(model) if self.sharded else model  # that is trained
+        if self.sharded:
+            model.to("cpu")  # for its averaged weights, when they are asked for
         self.objective = Objective(process, config.objective, config.weighting, config.gamma)
         self.timesteps = make_sampler(config.timesteps, process, config.batch_size, self.device)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=_fused(self.device)
-        )
-        self.ema = EMA(model, *config.profiles())
+            self.network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay,
+            fused=_fused(self.device),
+        )  # fmt: skip
+        self.ema = EMA(self.network, *config.profiles())
+        # What changes from step to step beside the weights, in tensors that stay in their place.
+        self.rng, self.lr = ops.rng.make_rng(config.seed, 0, self.device), torch.zeros((), device=self.device)
+        self.images = self.labels = None
+        self.work = Capture(self._work, self.device, required=True) if config.cuda_graph else self._work
         self.step = self._begin({**asdict(config), "images": fingerprint(images), **settings}, resume)
         part = self.ranks.part(config.batch_size)
         self.supply = Supply(
             images, labels, config.batch_size, config.seed, part, self.device, self.step, config.workers
         )
-        self.forward = _parallel(torch.compile(model) if config.compile else model, self.ranks, self.device)
+        self.forward = self._parallel(torch.compile(model) if config.compile else self.network)
         self.metrics = Metrics(out, self.step, config.tensorboard) if self.ranks.first else None
         self.guard = Guard(self.device)
         self.record = Record(self.device, self.ranks, self.step)
@@ -104,7 +115,7 @@ class Run:
             before = checkpoint.read_config(self.out, "out")
             check_same(before, settings)
             if checkpoint.checkpoints(self.out):
-                step = checkpoint.restore(self.out, self.model, self.ema, self.optimizer, self.timesteps.state())
+                step = checkpoint.restore(self.out, self.network, self.ema, self.optimizer, self.timesteps.state())
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise FileExistsError(f"out must be a new or empty directory, got {str(self.out)!r} (resume goes on)")
         self.ranks.wait()  # all have looked before one writes
@@ -127,12 +138,21 @@ class Run:
     def train_step(self):
         """Noised images, the loss of what the network makes of them, one step of AdamW and of the averages."""
         config = self.config
-        self.model.train()
+        self.network.train()
         self._seed()
+        self._fetch()
+        self.work()
+        self.ema.update(self.network)
+        self.step += 1
+        if config.snapshot_every and self.due(config.snapshot_every) and (self.ranks.first or self.sharded):
+            posthoc.save_snapshot(self.out, self.ema, write=self.ranks.first)
+
+    def _work(self):
+        """All of a step that a CUDA graph can hold: no value is read by the host, none of its own changes."""
+        config = self.config
         self.optimizer.zero_grad()
         losses, times = [], []
-        batch = self._batch()
-        for part in self._parts(batch):
+        for part in self._parts(self._batch()):
             with self._synchronised(last=len(losses) == config.accumulate - 1):
                 loss = self._loss(part)
                 weighted = loss if part.weight is None else loss * part.weight
@@ -140,32 +160,36 @@ class Run:
             losses.append(loss.detach())
             times.append(part.t)
         loss, t = torch.cat(losses), torch.cat(times)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self._take(self.guard.check(loss.mean(), norm, self.step))
-        self.ema.update(self.model)
+        norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.grad_clip))
+        # One step of the optimizer, or none where the gradient is bad: the device decides.
+        self.optimizer.found_inf = self.ranks.mean(self.guard.check(loss.mean(), norm, self.rng[1]))
+        self.optimizer.step()
         self.timesteps.update(t, loss)
         self.record.note(loss, self._share(t), norm)
-        self.step += 1
-        if config.snapshot_every and self.due(config.snapshot_every) and self.ranks.first:
-            posthoc.save_snapshot(self.out, self.ema)
 
     def _seed(self):
         """Of dropout: the ranks' masks differ."""
         torch.manual_seed(torch_seed(self.config.seed, self.step * self.ranks.world + self.ranks.rank))
 
-    def _take(self, bad):
-        """One step of the optimizer, or none where the gradient is bad: the device decides."""
+    def _fetch(self):
+        """What the host gives to this step: its number, its learning rate, its images and their labels."""
+        config = self.config
+        lr = config.lr * lr_factor(self.step, config)
+        self.rng[1:].fill_(self.step)
+        self.lr.fill_(lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * lr_factor(self.step, self.config)
-        self.optimizer.found_inf = self.ranks.mean(bad)
-        self.optimizer.step()
+            group.update({"lr": self.lr, "capturable": True} if config.cuda_graph else {"lr": lr})
+        images, labels = self.supply.batch(self.step)
+        if config.cuda_graph and self.images is not None:
+            self.images.copy_(images)
+            self.labels = labels if labels is None else self.labels.copy_(labels)
+        else:
+            self.images, self.labels = images, labels
 
     def _batch(self):
         """This rank's part of the step's batch: functions of (seed, step) and the places in it."""
-        config, part = self.config, self.ranks.part(self.config.batch_size)
-        rng = ops.rng.make_rng(config.seed, self.step, self.device)
-        ids = torch.arange(config.batch_size, device=self.device)[part]
-        x_start, labels = self.supply.batch(self.step)
+        config, rng, x_start, labels = self.config, self.rng, self.images, self.labels
+        ids = torch.arange(config.batch_size, device=self.device)[self.ranks.part(config.batch_size)]
         t, weight = self.timesteps.draw(rng, ids)
         flip = flips(rng, ids) if config.flip else None
         if config.label_dropout is not None:
@@ -191,9 +215,16 @@ class Run:
 
     def _synchronised(self, last):
         """Gradients go between the ranks with the last part alone."""
-        if last or self.ranks.world == 1:
+        if self.sharded:
+            self.network.set_requires_gradient_sync(last)
+        if last or self.ranks.world == 1 or self.sharded:
             return contextlib.nullcontext()
         return self.forward.no_sync()
+
+    def _parallel(self, network):
+        if self.ranks.world == 1 or self.sharded:
+            return network
+        return DistributedDataParallel(network, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def _loss(self, batch):
         """[b] of the samples of a part."""
@@ -219,33 +250,52 @@ class Run:
             raise ValueError(self._complaint(bad))
         said = self.record.take(self.step, self.config.batch_size)
         if self.ranks.first:
-            self.metrics.log(self.step, lr=self.optimizer.param_groups[0]["lr"], **said)
+            self.metrics.log(self.step, lr=float(self.optimizer.param_groups[0]["lr"]), **said)
         return said["loss"]
 
     def _complaint(self, step):
         """Where the first number of a step that is none came from; the step is made again to see it."""
         self.step = step
         self._seed()
+        self._fetch()
         self.optimizer.zero_grad()
         parts = self._parts(self._batch())
-        site = first_bad_site(self.model, lambda: [self._loss(part).mean().backward() for part in parts])
+        site = first_bad_site(self.network, lambda: [self._loss(part).mean().backward() for part in parts])
         where = f", first in {site}" if site else ""
         return f"loss must stay finite, got none in step {step}{where}: lower lr or use fp32"
 
     def save(self):
-        if self.ranks.first:
-            extra = self.timesteps.state()
-            checkpoint.save(self.out, self.step, self.model, self.ema, self.optimizer, self.config.keep, extra)
+        if self.ranks.first or self.sharded:
+            checkpoint.save(
+                self.out, self.step, self.network, self.ema, self.optimizer, self.config.keep, self.timesteps.state(),
+                plain=self.model if self.sharded else None, write=self.ranks.first,
+            )  # fmt: skip
         self.ranks.wait()
 
     def draw(self, draw):
         """A picture of what the averaged weights can do."""
+        average = sharding.on_cpu(self.ema.average, self.ranks.first) if self.sharded else None
         if self.ranks.first:
-            with self.ema.applied(self.model):
+            with self._averaged(average):
                 image = draw(self.model, self.step)
             self.metrics.image(self.step, image)
         self.ranks.wait()
         self.record.pause(self.step)
+
+
+    @contextlib.contextmanager
+    def _averaged(self, average):
+        """The model that was given with averaged weights; where ranks hold parts, `average` is the whole of them."""
+        if average is None:
+            with self.ema.applied(self.model):
+                yield
+        else:
+            self.model.load_state_dict(average)
+            self.model.to(self.device)
+            try:
+                yield
+            finally:
+                self.model.to("cpu")
 
 
 def lr_factor(step, config):
@@ -253,12 +303,6 @@ def lr_factor(step, config):
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     cosine = (1 + math.cos(math.pi * min(1.0, step / config.steps))) / 2
     return warm * (config.decay_to + (1 - config.decay_to) * cosine)
-
-
-def _parallel(model, ranks, device):
-    if ranks.world == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def _fused(device):

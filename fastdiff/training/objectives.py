@@ -104,8 +104,8 @@ class Objective:
         process = self.process
         if hasattr(process, "line"):
             return *process.line(t), process.alpha(t), process.sigma(t)
-        tables = process.target_x0, process.target_eps, process.alpha, process.sigma
-        return tuple(table.to(t.device)[t] for table in tables)
+        names = "target_x0", "target_eps", "alpha", "sigma"
+        return tuple(process.table(name, t.device, torch.float64)[t] for name in names)
 
     def _bound(self, output, batch, **options):
         return self.process.vlb_terms(output, batch.x_start, batch.x_t, batch.t, flip=batch.flip, **options)

@@ -10,18 +10,25 @@ from safetensors.torch import save_file
 
 from ..files import whole
 from .profiles import Power
+from .sharding import on_cpu
 
 SNAPSHOTS = "snapshots"
 
 
-def save_snapshot(directory, ema):
-    """Writes every `Power` average of the moment, in float16, to snapshots/<updates>-<sigma_rel>.safetensors."""
+def save_snapshot(directory, ema, write=True):
+    """Writes every `Power` average of the moment, in float16, to snapshots/<updates>-<sigma_rel>.safetensors.
+
+    All ranks call this together, of which one has `write`.
+    """
     folder = Path(directory) / SNAPSHOTS
-    folder.mkdir(exist_ok=True)
+    if write:
+        folder.mkdir(exist_ok=True)
     for profile, average in zip(ema.profiles, ema.averages, strict=True):
         if isinstance(profile, Power):
             values = {name: v.half() if v.is_floating_point() else v for name, v in average.items()}
-            values = {name: value.cpu().contiguous() for name, value in values.items()}
+            values = on_cpu(values, write)
+            if not write:
+                continue
             with whole(folder / f"{ema.updates:08d}-{profile.sigma_rel:.4f}.safetensors") as part:
                 save_file(values, part)
 

@@ -14,12 +14,9 @@ class Record:
     """
 
     def __init__(self, device, ranks, step):
-        self.device, self.ranks = device, ranks
-        self._clear(step)
-
-    def _clear(self, step):
-        # Steps, loss, norm; then of each quarter its loss and its samples.
-        self._sums = torch.zeros(3 + 2 * _QUARTERS, dtype=torch.float64, device=self.device)
+        self.ranks = ranks
+        # Steps, loss, norm; then of each quarter its loss and its samples. They stay in their place.
+        self._sums = torch.zeros(3 + 2 * _QUARTERS, dtype=torch.float64, device=device)
         self.pause(step)
 
     def pause(self, step):
@@ -41,5 +38,6 @@ class Record:
         for i, (total, count) in enumerate(zip(quarters[:_QUARTERS], quarters[_QUARTERS:], strict=True)):
             if count:
                 said[f"loss_q{i + 1}"] = total / count
-        self._clear(step)
+        self._sums.zero_()
+        self.pause(step)
         return said

@@ -2,7 +2,8 @@
 
     python -m tests.training.disturbed OUT STEPS HOW [NUMBER]
 
-HOW: "whole"; "even": the same without dropout, whose masks differ by rank; "step": SIGKILL before step NUMBER of this
+HOW: "whole"; "even": the same without dropout, whose masks differ by rank; "fsdp": that, each rank holding its part of
+the weights; "step": SIGKILL before step NUMBER of this
 process; "sync": SIGKILL before the NUMBER-th time that a file is synced, which happens while saving alone; "full": no
 file may have more than NUMBER bytes once a checkpoint is there.
 OUT/fed-<rank>.json holds, step by step, a checksum of each image that the network was fed.
@@ -32,14 +33,14 @@ def run(out, steps, how="whole", number=0):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = dict(image_size=4, in_channels=1, channels=4, channel_mult=(1, 2), attention_resolutions=(), groups=2)
-    model = UNet(UNetConfig(**network, dropout=0.0 if how == "even" else 0.2))
+    model = UNet(UNetConfig(**network, dropout=0.0 if how in ("even", "fsdp") else 0.2))
     images = torch.randint(0, 256, (20, 1, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     out, resume = Path(out), (Path(out) / "config.json").exists()
     disturb(model, out, how, number)
     with ranks.joined("cpu"):
         fed = record(model)
-        train(model, GaussianProcess(schedules.linear(50)), images, out / ".", TrainConfig(steps=steps, **OPTIONS),
-              resume=resume, progress=False)  # fmt: skip
+        config = TrainConfig(steps=steps, shard="fsdp" if how == "fsdp" else "ddp", **OPTIONS)
+        train(model, GaussianProcess(schedules.linear(50)), images, out / ".", config, resume=resume, progress=False)
         (out / f"fed-{ranks.Ranks().rank}.json").write_text(json.dumps(fed))
 
 
@@ -87,7 +88,7 @@ def start(*arguments, world=1):
         env = {**os.environ, **place, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         root = Path(__file__).parents[2]
         started.append(subprocess.Popen(command, env=env, cwd=root, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=300)[1] for process in started]
     return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
 
 

@@ -72,15 +72,32 @@ def test_a_full_disk(tmp_path):
     assert_same_run(tmp_path / "whole", out)
 
 
-def test_ranks_are_fed_the_same(tmp_path):
-    """Images, noise, timesteps and flips of a global batch are those of one rank; so too after a change of ranks."""
-    run(tmp_path / "one", 6, "even")
-    assert [status for status, _ in start(tmp_path / "two", 6, "even", world=2)] == [0, 0]
+def start_two(out, steps, how):
+    assert [status for status, _ in start(out, steps, how, world=2)] == [0, 0]
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("how", ["even", "fsdp"])
+def test_ranks_are_fed_the_same(tmp_path, how):
+    """Images, noise, timesteps and flips of a global batch are those of one rank; so too after a change of ranks.
+
+    "even": with DDP. "fsdp": each rank holds its part of the weights. A run of one rank goes on so, and then as before.
+    """
+    run(tmp_path / "one", 8, "even")
+    start_two(tmp_path / "two", 8, how)
     one = fed(tmp_path / "one", 1)
-    assert one == fed(tmp_path / "two", 2) and len({x for step in one for x in step}) == 48
+    assert one == fed(tmp_path / "two", 2) and len({x for step in one for x in step}) == 64
     run(tmp_path / "changed", 3, "even")
-    assert [status for status, _ in start(tmp_path / "changed", 6, "even", world=2)] == [0, 0]
-    assert one[3:] == fed(tmp_path / "changed", 2)
+    start_two(tmp_path / "changed", 6, how)
+    assert one[3:6] == fed(tmp_path / "changed", 2)
+    run(tmp_path / "changed", 8, "even")
+    assert one[6:] == fed(tmp_path / "changed", 1)
     for name in ("two", "changed"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
         for key, value in saved(tmp_path / "one").items():
             torch.testing.assert_close(value, saved(tmp_path / name)[key], rtol=1e-2, atol=1e-3, msg=f"{name} {key}")
+        for key, value in load_file(tmp_path / name / "model.safetensors").items():
+            assert torch.equal(value, saved(tmp_path / name)[f"ema.0.{key}"])  # the averaged weights

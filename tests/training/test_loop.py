@@ -1,5 +1,7 @@
 """The loop: what a step computes, what a run leaves, and that a resumed run has the bits of an uninterrupted one."""
 
+import dataclasses
+import functools
 import json
 import math
 import os
@@ -11,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from fastdiff import GaussianProcess, load_unet, ops, schedules
-from fastdiff.training import EMA, Interrupted, TrainConfig, posthoc, train
+from fastdiff.capture import Capture
+from fastdiff.training import EMA, Interrupted, TrainConfig, loop, posthoc, train
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
 from fastdiff.training.timesteps import Batches
+from tests.cuda_graphs import Cuda
 
 QUICK = dict(batch_size=6, lr=1e-2, warmup=2, log_every=5, tensorboard=False)
 
@@ -54,6 +58,7 @@ def test_a_batch(make_model, images, tmp_path, prediction, flip):
     """x_t = alpha x_0 + sigma noise and the loss, by hand from the same draws."""
     process = GaussianProcess(schedules.linear(100), prediction=prediction)
     run = Run(make_model(), process, images, tmp_path / "a", config(flip=flip, batch_size=40), {}, False)
+    run._fetch()
     batch = run._batch()
     x_t, t = batch.x_t, batch.t
     rng, ids = ops.rng.make_rng(0, 0), torch.arange(40)
@@ -78,6 +83,7 @@ def test_steps_are_adam_on_the_squared_error(make_model, process, images, tmp_pa
     run = Run(model, process, images, tmp_path / "a", config(grad_clip=0.5), {}, False)
     optimizer, ema, norms = torch.optim.Adam(other.parameters(), lr=1e-2), EMA(other, 0.999), []
     for step in range(3):
+        run._fetch()
         batch = run._batch()
         noise = ops.normal(batch.x_t.shape, batch.rng, batch.sample_ids, stream=ops.rng.TRAINING)
         run.train_step()
@@ -374,6 +380,73 @@ def test_bf16_trains(make_model, process, images, tmp_path):
     model.conv_out.register_forward_hook(lambda module, arguments, output: dtypes.append(output.dtype))
     run(model, process, images, tmp_path / "a", config(steps=2, precision="bf16"))
     assert dtypes == [torch.bfloat16] * 2 and model.conv_out.weight.dtype is torch.float32
+
+
+# ---- CUDA graphs ----
+
+
+def standing_in(monkeypatch, cuda):
+    """Training steps are captured on the CPU, by what stands in for torch.cuda."""
+    monkeypatch.setattr(loop, "check_graph", lambda *_: None)
+    monkeypatch.setattr(loop, "Capture", functools.partial(Capture, cuda=cuda))
+
+
+@pytest.mark.parametrize("options", [
+    {"timesteps": "loss-aware", "flip": True, "warmup": 20}, {"accumulate": 2, "label_dropout": 0.4, "log_every": 3},
+])  # fmt: skip
+def test_captured_steps_learn_what_eager_ones_do(make_model, process, images, tmp_path, monkeypatch, options):
+    """Two steps, one that is recorded, all the rest replayed; logged, saved and resumed on the way."""
+    network = {"dropout": 0.3}
+    if "label_dropout" in options:
+        network["num_classes"] = 3
+    data = Labelled(images, torch.arange(20) % 2) if "label_dropout" in options else images
+
+    def model(seed):
+        model = make_model(seed, **network)
+        model.num_classes = 2
+        return model
+
+    whole = run(model(0), process, data, tmp_path / "eager", config(**options))
+    cuda = Cuda()
+    standing_in(monkeypatch, cuda)
+    captured = config(**options, cuda_graph=True)
+    run(model(0), process, data, tmp_path / "graph", dataclasses.replace(captured, steps=7))
+    assert cuda.log.count("replay") == 5 and cuda.log.count("record on side") == 1
+    resumed = run(model(1), process, data, tmp_path / "graph", captured, resume=True)
+    assert cuda.log.count("replay") == 5 + 3
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    pairs = zip(lines(tmp_path / "eager")[-1].items(), lines(tmp_path / "graph")[-1].items(), strict=True)
+    for (name, a), (other, b) in pairs:
+        assert name == other and (name == "images_per_s" or a == pytest.approx(b, rel=1e-3)), name
+
+
+def test_a_captured_bad_step_is_left_out_and_named(make_model, process, images, tmp_path, monkeypatch):
+    standing_in(monkeypatch, Cuda())
+    model = make_model()
+    run = Run(model, process, images, tmp_path / "a", config(cuda_graph=True), {}, False)
+    for _ in range(4):
+        run.train_step()
+    good = {name: value.clone() for name, value in model.state_dict().items()}
+    fetch = run._fetch
+
+    def spoilt():
+        fetch()
+        run.lr.fill_(math.nan)
+        model.conv_in.bias.data.fill_(math.nan)
+
+    monkeypatch.setattr(run, "_fetch", spoilt)
+    run.train_step()
+    assert all(torch.equal(value, good[name]) for name, value in model.state_dict().items() if name != "conv_in.bias")
+    with pytest.raises(ValueError, match=r"got none in step 4, first in parameter conv_in\.bias: lower lr"):
+        run.log()
+    run.metrics.close()
+
+
+def test_cuda_graphs_want_a_gpu(make_model, process, images, tmp_path):
+    with pytest.raises(ValueError, match="cuda_graph must be False but for one GPU, got True for device cpu"):
+        run(make_model(), process, images, tmp_path / "a", config(cuda_graph=True))
+    assert not (tmp_path / "a").exists()
 
 
 # ---- Options ----

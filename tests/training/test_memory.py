@@ -1,13 +1,18 @@
 """What the backward pass keeps of a U-Net's norms with SiLU."""
 
+import contextlib
+
+import pytest
 import torch
+from torch.nn import functional as F
 
-from fastdiff import ops
+from fastdiff import UNet, UNetConfig, ops
+from fastdiff.models.norms import GroupNormSiLU
 
 
-def saved(function, x):
-    """Bytes that the backward pass keeps, each storage once, but for those of x's own leaf."""
-    kept = {}
+@contextlib.contextmanager
+def keeping(kept):
+    """Notes what is saved for backward meanwhile, {address: (bytes, its storage)}: each storage once."""
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -15,13 +20,59 @@ def saved(function, x):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function(x).sum().backward()
+        yield
+
+
+def total(kept):
     return sum(nbytes for nbytes, _ in kept.values())
+
+
+def eager(norm, x, add=None, scale=None, shift=None):
+    h = x if add is None else x + add[:, :, None, None]
+    h = F.group_norm(h, norm.groups, norm.weight, norm.bias, norm.eps)
+    if scale is not None:
+        h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return F.silu(h) if norm.silu else h
+
+
+def kept_by_sites(net, forward, monkeypatch):
+    """(bytes, gradient of the first convolution): of all norms with SiLU in a step of the network."""
+    kept = {}
+
+    def watched(norm, x, **options):
+        if not norm.silu:
+            return forward(norm, x, **options)
+        with keeping(kept):
+            return forward(norm, x, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupNormSiLU, "forward", watched)
+        net.zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        net(torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([3, 500])).square().mean().backward()
+    return total(kept), net.conv_in.weight.grad.clone()
+
+
+@pytest.mark.parametrize("scale_shift, share", [(False, 0.51), (True, 0.44)])
+def test_the_sites_of_a_network_keep_half_of_eagers(monkeypatch, scale_shift, share):
+    """Their input alone, where eager keeps the norm's result too, and FiLM's; the statistics are the rest of it."""
+    torch.manual_seed(0)
+    options = dict(image_size=16, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,))
+    net = UNet(UNetConfig(**options, groups=8, scale_shift=scale_shift))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    fused, gradient = kept_by_sites(net, GroupNormSiLU.forward, monkeypatch)
+    plain, expected = kept_by_sites(net, eager, monkeypatch)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert fused <= share * plain, f"{fused} of {plain} bytes"
 
 
 def test_norms_with_silu_keep_half_of_eagers():
     x = torch.randn(4, 32, 16, 16, requires_grad=True)
     weight, bias = torch.randn(32, requires_grad=True), torch.randn(32, requires_grad=True)
-    eager = saved(lambda x: torch.nn.functional.silu(torch.nn.functional.group_norm(x, 8, weight, bias)), x)
-    fused = saved(lambda x: ops.group_norm_silu(x, 8, weight, bias), x)
-    assert fused <= 0.51 * eager, f"{fused} of {eager} bytes"
+    plain, fused = {}, {}
+    with keeping(plain):
+        F.silu(F.group_norm(x, 8, weight, bias)).sum().backward()
+    with keeping(fused):
+        ops.group_norm_silu(x, 8, weight, bias).sum().backward()
+    assert total(fused) <= 0.51 * total(plain), f"{total(fused)} of {total(plain)} bytes"

@@ -127,6 +127,7 @@ def test_score_matching(process, images, tmp_path):
     """mean((sigma m + eps)^2) where the score is predicted; the network is told process.label(t), or NCSN's level."""
     config = TrainConfig(steps=80, batch_size=20, lr=2e-2, warmup=1, log_every=40, sample_every=0, tensorboard=False)
     run = Run(Net(), process, images, tmp_path / "a", config, {}, False)
+    run._fetch()
     batch = run._batch()
     noise = ops.normal(batch.x_t.shape, batch.rng, batch.sample_ids, stream=streams.TRAINING, dtype=torch.float32)
     discrete = isinstance(process, NCSNProcess)
