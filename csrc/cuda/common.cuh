@@ -124,24 +124,14 @@ FD_DEVICE void narrow(float v, bfloat16_t& out) {
 #endif
 }
 
-// The words that hold V elements, floats where these are; two that share one are converted together.
+// The words that hold V elements; two that share one are converted together.
 template <class T, int V>
 constexpr int kWords = (sizeof(T) * V + 3) / 4;
 
-template <class T>
-struct WordOf {
-  typedef uint32_t Type;
-};
-
-template <>
-struct WordOf<float> {
-  typedef float Type;
-};
-
 template <class T, int V>
-using Words = Vec<typename WordOf<T>::Type, kWords<T, V>>;
+using Words = Vec<uint32_t, kWords<T, V>>;
 
-FD_DEVICE void widen(float, const float* word, float* v) { *v = *word; }
+FD_DEVICE void widen(float, const uint32_t* word, float* v) { *v = bits_to_float(*word); }
 
 FD_DEVICE void widen(bfloat16_t, const uint32_t* word, float* v) {
 #ifdef __CUDACC__
@@ -158,7 +148,7 @@ FD_DEVICE void widen(half_t, const uint32_t* word, float* v) {
   v[1] = widen(half_t{uint16_t(*word >> 16)});
 }
 
-FD_DEVICE void narrow(float, const float* v, float* word) { *word = *v; }
+FD_DEVICE void narrow(float, const float* v, uint32_t* word) { *word = float_to_bits(*v); }
 
 FD_DEVICE void narrow(bfloat16_t, const float* v, uint32_t* word) {
 #ifdef __CUDACC__
@@ -181,8 +171,7 @@ constexpr bool kFillsWords = sizeof(T) * V % 4 == 0;
 
 template <class T, int V>
 FD_DEVICE Words<T, V> load_words(const T* p) {
-  typedef typename WordOf<T>::Type Word;
-  if constexpr (kFillsWords<T, V>) return load<Word, kWords<T, V>>(reinterpret_cast<const Word*>(p));
+  if constexpr (kFillsWords<T, V>) return load<uint32_t, kWords<T, V>>(reinterpret_cast<const uint32_t*>(p));
   else return {{uint32_t(load(reinterpret_cast<const uint16_t*>(p)))}};
 }
 
@@ -199,13 +188,12 @@ FD_DEVICE void widen(const Words<T, V>& words, float (&v)[V]) {
 // The j-th element of words that are 0 there.
 template <class T, int V>
 FD_DEVICE void put_element(Words<T, V>& words, int j, const T* p) {
-  if constexpr (sizeof(T) == 4) words.at[j] = load(p);
-  else words.at[j * sizeof(T) / 4] |= load_words<T, 1>(p).at[0] << j * sizeof(T) % 4 * 8;
+  words.at[j * sizeof(T) / 4] |= load_words<T, 1>(p).at[0] << j * sizeof(T) % 4 * 8;
 }
 
 template <class T, int V>
 FD_DEVICE void load_floats(const T* p, float (&v)[V]) {
-  if constexpr (sizeof(T) > 1 && kFillsWords<T, V>) {
+  if constexpr (sizeof(T) == 2 && kFillsWords<T, V>) {
     widen<T, V>(load_words<T, V>(p), v);
   } else {
     const Vec<T, V> raw = load<T, V>(p);
@@ -220,7 +208,7 @@ FD_DEVICE void store_floats(T* p, const float (&v)[V]) {
     Words<T, V> raw;
 #pragma unroll
     for (int i = 0; i < kWords<T, V>; ++i) narrow(T{}, &v[i * 4 / sizeof(T)], &raw.at[i]);
-    store(reinterpret_cast<typename WordOf<T>::Type*>(p), raw);
+    store(reinterpret_cast<uint32_t*>(p), raw);
   } else {
     Vec<T, V> raw;
 #pragma unroll
