@@ -75,7 +75,7 @@ def _gradient_noise(loaded, args, path, device):
     for name, (run, model, process) in loaded.items():
         told = runs.read_config(run)
         images = load(told["data"], told.get("image_size"), told.get("data_dir")).images.to(device)
-        p = gradient_noise.importance(model.train(), process, images, seed=args.seed)
+        p = gradient_noise.importance(model.eval(), process, images, seed=args.seed)
         found[name] = {}
         for how, weights in (("uniform", None), ("importance", p)):
             each = gradient_noise.gradients(model, process, images, p=weights, batches=args.batches, seed=args.seed)

@@ -1,6 +1,6 @@
 """Train a DDPM, NCSN or score-SDE model on images: checkpoints, metrics and sample grids go to one directory.
 
-Under torchrun each process takes its part of every batch, with DistributedDataParallel:
+Under torchrun each process takes its part of every batch, with DistributedDataParallel or, with --shard fsdp, FSDP2:
 
     torchrun --nproc-per-node 2 -m fastdiff train --data digits --out runs/digits
 
