@@ -34,10 +34,6 @@ STREAMS = {
     "vlb_terms_backward_kernel": ("load", "store"),
 }
 BELOW = {  # (language, kernel, dtype, layout) that are not there yet
-    ("cuda", "normal_kernel", "bf16", "first"): "a thread takes four elements",
-    ("cuda", "normal_kernel", "f16", "first"): "a thread takes four elements",
-    ("cuda", "normal_kernel", "bf16", "last"): "a thread takes four elements",
-    ("cuda", "normal_kernel", "f16", "last"): "a thread takes four elements",
     ("triton", "normal_kernel", "f32", "last"): "three channels are no vector",
     ("triton", "normal_kernel", "bf16", "last"): "three channels are no vector",
     ("triton", "q_sample_kernel", "f32", "last"): "three channels are no vector",
