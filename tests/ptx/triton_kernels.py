@@ -64,8 +64,7 @@ def launched_by(function):
         compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
         function(compiled, dict(zip(kernel.arg_names, arguments, strict=False)) | options, grid)
 
-    Driver.arch = ARCH
-    driver.set_active(Driver())
+    driver.set_active(Driver(ARCH))
     JITFunction.run = instead
     try:
         yield
