@@ -16,8 +16,8 @@ COMMANDS = {
     "data": "prepare images to train on",
     "evaluate": "measure a trained model: bits per dimension, figures",
     "convert": "write a U-Net's weights as another library names them",
-    "bench": "show what every GPU kernel takes: registers, memory, occupancy",
-    "tune": "time block sizes of the Triton kernels on this GPU and keep the fastest",
+    "bench": "time fastdiff against its peers; what GPU kernels take",
+    "tune": "find block sizes for the Triton kernels on this GPU",
     "doctor": "show versions, devices and which backends run here, or why not",
 }
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
