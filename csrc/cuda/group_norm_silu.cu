@@ -268,9 +268,10 @@ FD_DEVICE void work(const Forward& a) {
   const Block<T, V, kLast, kFull, kEpilogue> block(a, tile, shared);
   typename Region::Raw raw = {};
   typename Region::Values v;
+  // Before the load, whose registers would not all fit beside the generator's.
+  if (kEpilogue && a.p.drop.rng && a.part != kStatistics) draw_mask(tile, a.tiling, a.p.drop, block.mask);
   tile.load(a.p.x, a.aligned, raw);
   block.load_terms();
-  if (kEpilogue && a.p.drop.rng && a.part != kStatistics) draw_mask(tile, a.tiling, a.p.drop, block.mask);
   __syncthreads();
   if (a.part == kApply) block.recall();
   tile.widen(raw, v);
