@@ -13,11 +13,11 @@ COPIED = 1 << 26  # bytes, more than any cache here holds
 ROUNDS = 7
 
 
-def seconds(function):
-    """Median of a few calls."""
+def seconds(function, rounds=ROUNDS):
+    """Median of a few calls after one that warms up."""
     function()
     taken = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
         function()
         taken.append(time.perf_counter() - start)

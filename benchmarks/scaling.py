@@ -9,8 +9,6 @@ memory is the most that tensors held at a time beside the network's weights.
 import argparse
 import json
 import os
-import statistics
-import time
 import weakref
 from pathlib import Path
 
@@ -19,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, schedules
+
+from .machine import seconds
 
 STEPS, BATCH, SIZE, T = 10, 4, 32, 1000  # where they are not what varies
 
@@ -44,16 +44,6 @@ def run_of(steps=STEPS, batch=BATCH, resolution=SIZE, T=T):
     process = GaussianProcess(schedules.cosine(T))
     sampler = Sampler(network(resolution), process, "ddim", steps, precision="fp32")
     return lambda: sampler.sample(batch)
-
-
-def seconds(run, rounds):
-    run()
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
 
 
 class Held(TorchDispatchMode):
