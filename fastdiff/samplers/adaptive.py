@@ -170,13 +170,16 @@ class _Eps:
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def begin(self, u, lam):
-        t = self.process.time_at(torch.exp(-lam))
-        self.first = self.x0(u * self.like(self.process.alpha(t)), t)
-        return (u - self.first) / self.like(torch.exp(-lam))
+        self.first, eps = self._at(u, lam)
+        return eps
 
     def __call__(self, u, lam):
+        return self._at(u, lam)[1]
+
+    def _at(self, u, lam):
         t = self.process.time_at(torch.exp(-lam))
-        return (u - self.x0(u * self.like(self.process.alpha(t)), t)) / self.like(torch.exp(-lam))
+        x0 = self.x0(u * self.like(self.process.alpha(t)), t)
+        return x0, (u - x0) / self.like(torch.exp(-lam))
 
 
 def _orders_2(eps, u, lam, target):
