@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import fused
+from .dropout import Dropout
 
 
 def sinusoidal_embedding(t, dim, *, sin_first=True, freq_shift=1, theta=10000, dtype=torch.float32):
@@ -60,8 +61,9 @@ class ResBlock(nn.Module):
     """skip(x) + conv_2(dropout(norm_2(conv_1(norm_1(x)) + time))), norms with SiLU: [B, C_in, H, W] to [B, C, H, W].
 
     With scale_shift the embedding scales and shifts the second norm's result instead of being added before it.
-    `resample` acts on the first norm's result and on x. In inference on the CPU each norm, its convolution and the sum
-    after it are one op, where `fused` says so.
+    `resample` acts on the first norm's result and on x. counters are (rng, sample_ids) of the dropout, which the second
+    norm carries out. In inference on the CPU each norm, its convolution and the sum after it are one op, where `fused`
+    says so.
     """
 
     def __init__(self, in_channels, channels, embedding_width, *, norm, dropout=0.0, scale_shift=False, resample=None):
@@ -71,11 +73,11 @@ class ResBlock(nn.Module):
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time = nn.Linear(embedding_width, 2 * channels if scale_shift else channels)
         self.norm_2 = norm(channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
 
-    def forward(self, x, embedding):
+    def forward(self, x, embedding, counters=None):
         time = self.time(embedding)  # [B, C], or [B, 2C] with scale_shift
         h, norm = x, self.norm_1
         if self.resample is not None:
@@ -86,8 +88,9 @@ class ResBlock(nn.Module):
             skip = fused.pointwise(self.skip, x)
             return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
         h = self.conv_1(h if norm is None else norm(h))
-        h = self.norm_2(h, scale=film[0], shift=film[1]) if self.scale_shift else self.norm_2(h, add=add)
-        return self.skip(x) + self.conv_2(self.dropout(h))
+        options = self.dropout.options(h, counters)
+        options |= dict(scale=film[0], shift=film[1]) if self.scale_shift else dict(add=add)
+        return self.skip(x) + self.conv_2(self.norm_2(h, **options))
 
     def _fuses(self, x):
         dropping = self.dropout.training and self.dropout.p > 0
@@ -98,7 +101,8 @@ class ConvFirstBlock(nn.Module):
     """skip(x) + norm_2(conv_2(dropout(norm_1(conv_1(x); scale, shift)))), norms with SiLU: like `ResBlock` in its
     shapes.
 
-    The embedding scales and shifts the first norm's result. Source: lucidrains, denoising-diffusion-pytorch 2.
+    The embedding scales and shifts the first norm's result; that norm drops. Source: lucidrains,
+    denoising-diffusion-pytorch 2.
     """
 
     def __init__(self, in_channels, channels, embedding_width, *, norm, dropout=0.0, conv=nn.Conv2d):
@@ -106,15 +110,15 @@ class ConvFirstBlock(nn.Module):
         self.conv_1 = conv(in_channels, channels, 3, padding=1)
         self.norm_1 = norm(channels)
         self.time = nn.Linear(embedding_width, 2 * channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_2 = conv(channels, channels, 3, padding=1)
         self.norm_2 = norm(channels)
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
 
-    def forward(self, x, embedding):
+    def forward(self, x, embedding, counters=None):
         scale, shift = self.time(embedding).chunk(2, dim=1)
-        h = self.norm_1(self.conv_1(x), scale=scale, shift=shift)
-        return self.norm_2(self.conv_2(self.dropout(h))) + self.skip(x)
+        h = self.norm_1(self.conv_1(x), scale=scale, shift=shift, **self.dropout.options(x, counters))
+        return self.norm_2(self.conv_2(h)) + self.skip(x)
 
 
 class StandardizedConv2d(nn.Conv2d):

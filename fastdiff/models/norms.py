@@ -10,7 +10,10 @@ from .. import ops
 
 
 class GroupNormSiLU(nn.Module):
-    """act(GroupNorm(x + add) * (1 + scale) + shift), one fused op; x [B, C, *]; add, scale, shift [B, C] or None."""
+    """drop(act(GroupNorm(x + add) * (1 + scale) + shift)), one fused op; x [B, C, *]; add, scale, shift [B, C] or None.
+
+    options: dropout, rng, sample_ids and layer of `fastdiff.ops.group_norm_silu`.
+    """
 
     def __init__(self, channels, groups, eps=1e-6, silu=True):
         super().__init__()
@@ -18,25 +21,30 @@ class GroupNormSiLU(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x, add=None, scale=None, shift=None):
+    def forward(self, x, add=None, scale=None, shift=None, **options):
         return ops.group_norm_silu(
-            x, self.groups, self.weight, self.bias, eps=self.eps, add=add, scale=scale, shift=shift, silu=self.silu
-        )
+            x, self.groups, self.weight, self.bias, eps=self.eps, add=add, scale=scale, shift=shift, silu=self.silu,
+            **options,
+        )  # fmt: skip
 
     def extra_repr(self):
         return f"{len(self.weight)}, groups={self.groups}, eps={self.eps}, silu={self.silu}"
 
 
 class RMSNormSiLU(nn.Module):
-    """act(x / |x| * sqrt(C) * weight * (1 + scale) + shift), |x| over the channels of a pixel; shapes as above."""
+    """drop(act(x / |x| * sqrt(C) * weight * (1 + scale) + shift)), |x| over the channels of a pixel; shapes as above.
+
+    dropout is torch's, by torch's generator; the counters of `GroupNormSiLU` are taken and unused.
+    """
 
     def __init__(self, channels, silu=True):
         super().__init__()
         self.silu = silu
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x, scale=None, shift=None):
-        return ops.rms_norm_silu(x, self.weight, scale=scale, shift=shift, silu=self.silu)
+    def forward(self, x, scale=None, shift=None, dropout=0.0, **counters):
+        y = ops.rms_norm_silu(x, self.weight, scale=scale, shift=shift, silu=self.silu)
+        return F.dropout(y, dropout) if dropout else y
 
     def extra_repr(self):
         return f"{len(self.weight)}, silu={self.silu}"

@@ -1,4 +1,4 @@
-"""From one resolution to the next. Each is called with (x, embedding); a ResBlock that resamples is one of them."""
+"""From one resolution to the next, called with (x, embedding, counters); a ResBlock that resamples is one of them."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +15,7 @@ class Downsample(nn.Conv2d):
     def __init__(self, channels, asymmetric=False):
         super().__init__(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return super().forward(x if self.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -25,7 +25,7 @@ class Unshuffle(nn.Conv2d):
     def __init__(self, channels, out_channels):
         super().__init__(channels, out_channels, 2, stride=2)
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return super().forward(x)
 
 
@@ -35,7 +35,7 @@ class Shrink(nn.Conv2d):
     def __init__(self, channels, out_channels):
         super().__init__(channels, out_channels, 4, stride=2, padding=1)
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return super().forward(x)
 
 
@@ -45,7 +45,7 @@ class Upsample(nn.Conv2d):
     def __init__(self, channels, out_channels=None):
         super().__init__(channels, out_channels or channels, 3, padding=1)
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         x = nearest(x)
         if type(self) is Upsample and not self.training and fused.inference(x) and fused.takes(self.weight, x):
             return fused.conv(self, x)
@@ -58,21 +58,21 @@ class Widen(nn.Conv2d):
     def __init__(self, channels, out_channels):
         super().__init__(channels, out_channels, 3, padding=1)
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return super().forward(x)
 
 
 class Pool(nn.Module):
     """Means of 2x2 pixels: [B, C, H, W] to [B, C, H/2, W/2]."""
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return F.avg_pool2d(x, 2)
 
 
 class Nearest(nn.Module):
     """Each pixel four times: [B, C, H, W] to [B, C, 2H, 2W]."""
 
-    def forward(self, x, embedding=None):
+    def forward(self, x, embedding=None, counters=None):
         return nearest(x)
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import files, fused, norms, parts
+from . import dropout, files, fused, norms, parts
 from .config import UNetConfig
 from .layers import TimeEmbedding, zeroed
 
@@ -18,16 +18,20 @@ class UNet(nn.Module):
     Called with x [B, in_channels, H, W] and t [B], int or float timesteps, it returns [B, out_channels, H, W] in x's
     dtype, or in autocast's (logits [B, out_channels] where config.pool). Where the config asks for them: y, int64
     labels [B]; low_res [B, in_channels, h, w]; x_self_cond like x, or None for zeros. H and W are divisible as
-    image_size is, and need not equal it. Weights and activations are channels_last; x may have either layout. In
-    evaluation on the CPU with gradients off (which `Sampler` sees to) norms, 3x3 convolutions and sums run fused, by
-    Winograd's algorithm: faster, within 10 times eager float32's rounding error; `fastdiff.ops.winograd(False)` is the
-    switch. It keeps 1.8 or 4 times the size of those weights, from the first call until they change.
+    image_size is, and need not equal it. With counters, a pair (rng, sample_ids) as ops take them, dropout's masks are
+    a function of them and of the layer; without, the pair is drawn from torch's generator. Weights and activations are
+    channels_last; x may have either layout. In evaluation on the CPU with gradients off (which `Sampler` sees to)
+    norms, 3x3 convolutions and sums run fused, by Winograd's algorithm: faster, within 10 times eager float32's
+    rounding error; `fastdiff.ops.winograd(False)` is the switch. It keeps 1.8 or 4 times the size of those weights,
+    from the first call until they change.
 
-    Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads.
+    Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads; takes_counters, which
+    `fastdiff.train` reads.
     Source: Ho et al., "Denoising diffusion probabilistic models", 2020, appendix B; others in `UNetConfig`.
     """
 
     memory_format = torch.channels_last
+    takes_counters = True
     float32_on_cpu = True  # where `ops.conv3x3` takes as long in float32 as in bfloat16
 
     def __init__(self, config=None):
@@ -45,6 +49,7 @@ class UNet(nn.Module):
         else:
             self.up = parts.up(config, skips)
             self._add_end(config)
+        dropout.number(self)
         self.to(memory_format=self.memory_format)
 
     def _add_end(self, config):
@@ -59,31 +64,33 @@ class UNet(nn.Module):
     def sample_shape(self):
         return self.config.in_channels, self.config.image_size, self.config.image_width or self.config.image_size
 
-    def forward(self, x, t, y=None, *, low_res=None, x_self_cond=None):
+    def forward(self, x, t, y=None, *, low_res=None, x_self_cond=None, counters=None):
         self._check(x, t, y, low_res, x_self_cond)
-        embedding = self.time(t, y)  # [B, 4 * channels]
+        if counters is None and self.training and self.config.dropout:
+            counters = dropout.drawn(x)
+        given = self.time(t, y), counters  # [B, 4 * channels], and what dropout goes by
         x = self._joined(x, low_res, x_self_cond)
         h = fused.normed(self.conv_in, x.contiguous(memory_format=self.memory_format))
         skips = [h]
         for level in self.down:
             for block, attention in zip(level["blocks"], level["attentions"], strict=True):
-                h = attention(block(h, embedding))
+                h = attention(block(h, *given))
                 skips.append(h)
             if "downsample" in level:
-                h = level["downsample"](h, embedding)
+                h = level["downsample"](h, *given)
                 if self.config.widen == "block":
                     skips.append(h)
-        h = self.middle["block_1"](h, embedding)
-        h = self.middle["block_2"](self.middle["attention"](h), embedding)
+        h = self.middle["block_1"](h, *given)
+        h = self.middle["block_2"](self.middle["attention"](h), *given)
         if self.config.pool:
             return self.pool(h, skips)
         for level in self.up:
             for block, attention in zip(level["blocks"], level["attentions"], strict=True):
-                h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), *given))
             if "upsample" in level:
-                h = level["upsample"](h, embedding)
+                h = level["upsample"](h, *given)
         if self.config.widen == "resample":
-            h = self.block_out(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = self.block_out(torch.cat([h, skips.pop()], dim=1), *given)
         return fused.normed(self.conv_out, h, self.norm_out if self.config.norm_first else None)
 
     def save(self, path):

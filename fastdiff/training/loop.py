@@ -31,7 +31,8 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
     Args:
         model: a module on the device to train on, model(x [B, C, H, W], t [B]) -> [B, C or 2C, H, W], or model(x, t,
             labels [B]) where config.label_dropout is set; label `model.num_classes` then means none. One with a method
-            `save(path)` is also saved by it, with its averaged weights. Its `memory_format`, if any, is what it is fed.
+            `save(path)` is also saved by it, with its averaged weights. Its `memory_format`, if any, is what it is fed;
+            one with a true `takes_counters` is also called with counters=(rng, sample_ids), those of the noise.
         process: `fastdiff.GaussianProcess`, or another with q_sample and target.
         data: uint8 [N, C, H, W], or `fastdiff.data.Labelled`.
         out: a new or empty directory or, with `resume`, that of the run to go on with.
@@ -168,7 +169,7 @@ class Run:
         self.record.note(loss, self._share(t), norm)
 
     def _seed(self):
-        """Of dropout: the ranks' masks differ."""
+        """Of what a network draws from torch's generators: the ranks' draws differ."""
         torch.manual_seed(torch_seed(self.config.seed, self.step * self.ranks.world + self.ranks.rank))
 
     def _fetch(self):
@@ -229,8 +230,9 @@ class Run:
     def _loss(self, batch):
         """[b] of the samples of a part."""
         labels = () if self.config.label_dropout is None else (batch.labels,)
+        counters = {"counters": (batch.rng, batch.sample_ids)} if getattr(self.model, "takes_counters", False) else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.forward(batch.x_t, batch.time, *labels)
+            output = self.forward(batch.x_t, batch.time, *labels, **counters)
         B, C, *size = batch.x_t.shape
         wanted = [B, 2 * C if getattr(self.process, "variance", "").startswith("learned") else C, *size]
         if list(output.shape) != wanted:

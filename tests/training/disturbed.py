@@ -2,10 +2,9 @@
 
     python -m tests.training.disturbed OUT STEPS HOW [NUMBER]
 
-HOW: "whole"; "even": the same without dropout, whose masks differ by rank; "fsdp": that, each rank holding its part of
-the weights; "step": SIGKILL before step NUMBER of this
-process; "sync": SIGKILL before the NUMBER-th time that a file is synced, which happens while saving alone; "full": no
-file may have more than NUMBER bytes once a checkpoint is there.
+HOW: "whole"; "fsdp": each rank holds its part of the weights; "step": SIGKILL before step NUMBER of this process;
+"sync": SIGKILL before the NUMBER-th time that a file is synced, which happens while saving alone; "full": no file may
+have more than NUMBER bytes once a checkpoint is there.
 OUT/fed-<rank>.json holds, step by step, a checksum of each image that the network was fed.
 """
 
@@ -33,7 +32,7 @@ def run(out, steps, how="whole", number=0):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = dict(image_size=4, in_channels=1, channels=4, channel_mult=(1, 2), attention_resolutions=(), groups=2)
-    model = UNet(UNetConfig(**network, dropout=0.0 if how in ("even", "fsdp") else 0.2))
+    model = UNet(UNetConfig(**network, dropout=0.2))
     images = torch.randint(0, 256, (20, 1, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     out, resume = Path(out), (Path(out) / "config.json").exists()
     disturb(model, out, how, number)

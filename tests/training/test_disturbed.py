@@ -80,20 +80,20 @@ def losses(out):
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("how", ["even", "fsdp"])
+@pytest.mark.parametrize("how", ["whole", "fsdp"])
 def test_ranks_are_fed_the_same(tmp_path, how):
-    """Images, noise, timesteps and flips of a global batch are those of one rank; so too after a change of ranks.
+    """Images, noise, timesteps, flips and dropout of a global batch are those of one rank; also after changes of ranks.
 
-    "even": with DDP. "fsdp": each rank holds its part of the weights. A run of one rank goes on so, and then as before.
+    "whole": by DDP. "fsdp": each rank holds its part of the weights. A run of one rank goes on so, and then as before.
     """
-    run(tmp_path / "one", 8, "even")
+    run(tmp_path / "one", 8)
     start_two(tmp_path / "two", 8, how)
     one = fed(tmp_path / "one", 1)
     assert one == fed(tmp_path / "two", 2) and len({x for step in one for x in step}) == 64
-    run(tmp_path / "changed", 3, "even")
+    run(tmp_path / "changed", 3)
     start_two(tmp_path / "changed", 6, how)
     assert one[3:6] == fed(tmp_path / "changed", 2)
-    run(tmp_path / "changed", 8, "even")
+    run(tmp_path / "changed", 8)
     assert one[6:] == fed(tmp_path / "changed", 1)
     for name in ("two", "changed"):
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-3)

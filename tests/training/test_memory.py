@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from fastdiff import UNet, UNetConfig, ops
 from fastdiff.models.norms import GroupNormSiLU
 
+COUNTERS = ops.rng.make_rng(1), torch.arange(2)
+
 
 @contextlib.contextmanager
 def keeping(kept):
@@ -27,12 +29,19 @@ def total(kept):
     return sum(nbytes for nbytes, _ in kept.values())
 
 
-def eager(norm, x, add=None, scale=None, shift=None):
+def kept_of(shape, dropout, rng, sample_ids, layer):
+    """Dropout's mask by its definition."""
+    words = ops.reference.words(shape[1:].numel(), rng, sample_ids, ops.rng.DROPOUT + layer)  # [4, B, blocks]
+    return (words.permute(1, 2, 0).reshape(shape) >= int(dropout * 2**32)).contiguous(memory_format=torch.channels_last)
+
+
+def eager(norm, x, add=None, scale=None, shift=None, dropout=0.0, **counters):
     h = x if add is None else x + add[:, :, None, None]
     h = F.group_norm(h, norm.groups, norm.weight, norm.bias, norm.eps)
     if scale is not None:
         h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-    return F.silu(h) if norm.silu else h
+    h = F.silu(h) if norm.silu else h
+    return torch.where(kept_of(h.shape, dropout, **counters), h, 0) / (1 - dropout) if dropout else h
 
 
 def kept_by_sites(net, forward, monkeypatch):
@@ -49,16 +58,21 @@ def kept_by_sites(net, forward, monkeypatch):
         patch.setattr(GroupNormSiLU, "forward", watched)
         net.zero_grad()
         generator = torch.Generator().manual_seed(0)
-        net(torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([3, 500])).square().mean().backward()
+        x, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([3, 500])
+        net(x, t, counters=COUNTERS).square().mean().backward()
     return total(kept), net.conv_in.weight.grad.clone()
 
 
-@pytest.mark.parametrize("scale_shift, share", [(False, 0.51), (True, 0.44)])
-def test_the_sites_of_a_network_keep_half_of_eagers(monkeypatch, scale_shift, share):
-    """Their input alone, where eager keeps the norm's result too, and FiLM's; the statistics are the rest of it."""
+@pytest.mark.parametrize("dropout, scale_shift, share", [(0.1, False, 0.49), (0.1, True, 0.42), (0.0, True, 0.44),
+                                                         (0.0, False, 0.51)])  # fmt: skip
+def test_the_sites_of_a_network_keep_half_of_eagers(monkeypatch, dropout, scale_shift, share):
+    """Their input alone, where eager keeps the norm's result too, FiLM's and dropout's mask.
+
+    Statistics are the rest of it, of which either keeps as many: they are what is above half in the last case.
+    """
     torch.manual_seed(0)
     options = dict(image_size=16, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,))
-    net = UNet(UNetConfig(**options, groups=8, scale_shift=scale_shift))
+    net = UNet(UNetConfig(**options, groups=8, scale_shift=scale_shift, dropout=dropout))
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     fused, gradient = kept_by_sites(net, GroupNormSiLU.forward, monkeypatch)
