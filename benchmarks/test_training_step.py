@@ -1,6 +1,7 @@
 """One training step on the CPU or GPU: loss, backward and AdamW, against the same network in plain torch.
 
-`eager` is diffusers' UNet2DModel of the same weights, channels_last, with q_sample and the loss in plain torch.
+`eager` is diffusers' UNet2DModel of the same weights and dropout, channels_last, with q_sample and the loss in plain
+torch.
 """
 
 import copy
@@ -23,7 +24,7 @@ def networks(request, tmp_path_factory):
     """(its name, our network, diffusers' of the same weights, batch)."""
     options, B = NETWORKS[request.param]
     torch.manual_seed(0)
-    net = UNet(UNetConfig(**options, dropout=0.0))
+    net = UNet(UNetConfig(**options, dropout=0.1))
     folder = tmp_path_factory.mktemp("unet") / "diffusers"
     save_unet(net, folder, "diffusers")
     peer = pytest.importorskip("diffusers").UNet2DModel.from_pretrained(folder)
@@ -53,10 +54,11 @@ def test_step(measure, device, networks, provider):
     process = GaussianProcess(schedules.linear(1000))
     x, t = torch.rand(B, *net.sample_shape, device=device) * 2 - 1, torch.randint(1000, (B,), device=device)
     noise = torch.randn_like(x)
-    net, peer = copy.deepcopy(net).train().to(device), copy.deepcopy(peer).train().to(device)
+    net, peer = copy.deepcopy(net).eval().to(device), copy.deepcopy(peer).eval().to(device)
     alphas_cumprod = (1 - schedules.linear(1000)).cumprod(0).float().to(device)
     ours, theirs = fastdiff_loss(net, process), eager_loss(peer, alphas_cumprod)
     torch.testing.assert_close(ours(x, t, noise), theirs(x, t, noise), rtol=1e-4, atol=1e-5)
+    net.train(), peer.train()
     loss, model = (ours, net) if provider == "fastdiff" else (theirs, peer)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
 

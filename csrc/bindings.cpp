@@ -291,14 +291,33 @@ PyObject* conv3x3(Arguments a) {
   return run(kernels().conv3x3, p, p.B * p.C * p.H * p.W + p.O * p.C);
 }
 
+// The filters of a weight, dense in either layout, or of the convolution whose outputs' gradient it takes to its inputs'.
 PyObject* conv3x3_pack(Arguments a) {
   const int threads = int(a.integer());
   const Tensor weight = a.tensor();
   const Shape shape(weight);
+  const int64_t O = shape[0], C = shape[1];
+  const bool last = weight.layout() == kChannelsLast;
   Conv3x3PackParams p = {};
   p.weight = weight, p.packed = static_cast<float*>(static_cast<void*>(a.tensor())), p.tile = int32_t(a.integer());
-  p.O = shape[0], p.C = shape[1], p.num_threads = threads;
-  return run(kernels().conv3x3_pack, p, p.O * p.C * 9);
+  p.O = O, p.C = C, p.o_stride = 9 * C, p.c_stride = last ? 1 : 9, p.tap_stride = last ? C : 1, p.num_threads = threads;
+  if (a.truth()) {  // mirrored, and inputs for outputs
+    p.weight += 8 * p.tap_stride, p.tap_stride = -p.tap_stride;
+    p.O = C, p.C = O, p.o_stride = last ? 1 : 9, p.c_stride = 9 * C;
+  }
+  return run(kernels().conv3x3_pack, p, O * C * 9);
+}
+
+// On the CPU alone: grad_y and x are channels last, as is grad_weight, which is float32.
+PyObject* conv3x3_backward(Arguments a) {
+  const int threads = int(a.integer());
+  Conv3x3BackwardParams p = {};
+  const Tensor grad_y = a.tensor(), x = a.tensor();
+  p.grad_y = grad_y, p.x = x, p.grad_weight = static_cast<float*>(static_cast<void*>(a.tensor()));
+  const Shape shape(x);
+  p.B = shape[0], p.C = shape[1], p.H = shape[2], p.W = shape[3], p.O = Shape(grad_y)[1];
+  p.dtype = x.dtype(), p.num_threads = threads;
+  return run(kernels().conv3x3_backward, p, p.B * p.C * p.H * p.W + p.O * p.C);
 }
 
 // What the two structs of losses share, after the tensors.
@@ -475,6 +494,7 @@ PyMethodDef methods[] = {
     method<group_norm_silu_backward>("group_norm_silu_backward"),
     method<conv3x3>("conv3x3"),
     method<conv3x3_pack>("conv3x3_pack"),
+    method<conv3x3_backward>("conv3x3_backward"),
     method<rms_norm_silu>("rms_norm_silu"),
     method<rms_norm_silu_backward>("rms_norm_silu_backward"),
     method<conforms>("conforms"),

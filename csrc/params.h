@@ -251,10 +251,20 @@ struct Conv3x3Params {
 };
 
 struct Conv3x3PackParams {
-  const float* weight;        // [O, C, 3, 3]
+  const float* weight;        // [O, C, 3, 3], at o * o_stride + c * c_stride + (3 y + x) * tap_stride
   float* packed;              // [(tile + 2)^2, padded O / 32, C, 32], O padded to a multiple of 32
   int64_t O, C;
+  int64_t o_stride, c_stride, tap_stride;   // in elements
   int32_t tile;               // 2 | 4
+  int32_t num_threads;
+};
+
+struct Conv3x3BackwardParams {
+  const void* grad_y;         // [B, H, W, O]
+  const void* x;              // [B, H, W, C]
+  float* grad_weight;         // [O, 3, 3, C]
+  int64_t B, H, W, C, O;
+  int32_t dtype;              // of grad_y and x: f32 | f16 | bf16
   int32_t num_threads;
 };
 

@@ -21,6 +21,7 @@
   Status vlb_terms_backward(const VlbTermsParams& p);                          \
   Status conv3x3(const Conv3x3Params& p);                                      \
   Status conv3x3_pack(const Conv3x3PackParams& p);                             \
+  Status conv3x3_backward(const Conv3x3BackwardParams& p);                     \
   Status rms_norm_silu(const RmsNormSiluParams& p);                            \
   Status rms_norm_silu_backward(const RmsNormSiluBackwardParams& p);           \
   }
@@ -45,6 +46,7 @@ struct Kernels {
   Status (*vlb_terms_backward)(const VlbTermsParams&);
   Status (*conv3x3)(const Conv3x3Params&);
   Status (*conv3x3_pack)(const Conv3x3PackParams&);
+  Status (*conv3x3_backward)(const Conv3x3BackwardParams&);
   Status (*rms_norm_silu)(const RmsNormSiluParams&);
   Status (*rms_norm_silu_backward)(const RmsNormSiluBackwardParams&);
 };

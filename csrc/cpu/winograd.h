@@ -2,6 +2,8 @@
 //
 //     Y = A^T [ (G g G^T) .* (B^T d B) ] A
 //
+// and, of the filter's gradient from that of Y, dg = G^T [ (B^T d B) .* (A dY A^T) ] G.
+//
 // The points are 0, +-1 and infinity for M = 2; 0, +-1/sqrt(2), +-sqrt(2) and infinity for M = 4, whose error is a quarter
 // of that of the customary 0, +-1, +-2. Each row of G is scaled by a power of two, that of B by its inverse.
 // Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016; the points after Barabasz et al.,
@@ -68,6 +70,25 @@ template <> struct Winograd<4> {
     to[1] = madd(p_odd, float(kP), q_odd);
     to[2] = madd(p, 0.5f, q + q);
     to[3] = madd(p_odd, float(kP / 2), madd(q_odd, 2.0f, from[5]));
+  }
+
+  // to = A from, one axis of a tile of the outputs' gradients.
+  template <class V> static inline __attribute__((always_inline)) void output_gradient(const V* from, V* to) {
+    const V p = madd(from[2], 0.5f, from[0]), p_odd = madd(from[3], 0.5f, from[1]);
+    const V q = madd(from[2], 2.0f, from[0]), q_odd = madd(from[3], 2.0f, from[1]);
+    to[0] = from[0];
+    to[1] = madd(p_odd, float(kP), p), to[2] = madd(p_odd, -float(kP), p);
+    to[3] = madd(q_odd, float(kQ), q), to[4] = madd(q_odd, -float(kQ), q);
+    to[5] = from[3];
+  }
+
+  // to = G^T from, one axis of a filter's gradient.
+  template <class V> static inline __attribute__((always_inline)) void filter_gradient(const V* from, V* to) {
+    const V p = (from[1] + from[2]) * float(-2.0 / 3), p_odd = (from[1] - from[2]) * float(-2.0 / 3 * kP);
+    const V q = (from[3] + from[4]) * float(1.0 / 3);
+    to[0] = from[0] + (p + q);
+    to[1] = madd(from[3] - from[4], float(kQ / 3), p_odd);
+    to[2] = madd(p, 0.5f, madd(q, 2.0f, from[5]));
   }
 };
 

@@ -2,8 +2,9 @@
 
 They do in inference on the CPU: evaluation mode, gradients off, float32, bfloat16 or float16, where
 `fastdiff.ops._winograd.choose` has an algorithm quicker than torch's for the shape, and modules are as `UNet` made them
-(no hooks, no other class in their place). 1x1 convolutions and attention's layers go to oneDNN there. Elsewhere, and
-under `fastdiff.ops.winograd(False)`, all is torch's.
+(no hooks, no other class in their place). 1x1 convolutions and attention's layers go to oneDNN there. In training mode
+with gradients, in float32 on the CPU, the convolutions alone do, where their gradients are the quicker for it.
+Elsewhere, and under `fastdiff.ops.winograd(False)`, all is torch's.
 """
 
 import torch
@@ -36,7 +37,24 @@ def normed(module, x, norm=None):
     """module(norm(x)), by whichever way applies."""
     if applies(x, module, norms=() if norm is None else (norm,)):
         return conv(module, x, norm)
-    return module(x if norm is None else norm(x))
+    return convolved(module, x if norm is None else norm(x))
+
+
+def convolved(module, x, residual=None):
+    """residual + module(x), by `conv3x3` where that trains quicker."""
+    if trains(module, x):
+        return ops.conv3x3(x, module.weight, module.bias, residual=residual)
+    return module(x) if residual is None else residual + module(x)
+
+
+def trains(module, x, kind=nn.Conv2d):
+    """Whether module, if its class is `kind`, is a convolution of x that trains quicker by Winograd's algorithm."""
+    if not (module.training and torch.is_grad_enabled() and x.dtype is torch.float32 and _is_plain(module, kind)):
+        return False
+    if not _native(x) or not _dispatch.eager(module.weight) or module.weight.dtype is not torch.float32:
+        return False
+    O, C = module.weight.shape[:2]  # noqa: E741
+    return any(_winograd.choose_gradients(x.shape[0], C, O, *x.shape[2:]))
 
 
 def pointwise(module, x):
@@ -66,7 +84,12 @@ def _onednn(module, x):
 
 def inference(x):
     """Whether nobody differentiates, traces or watches, and the CPU has the op in x's dtype, that of autocast."""
-    if _check.differentiating() or not _dispatch.eager(x) or torch.jit.is_tracing():
+    return not _check.differentiating() and _native(x)
+
+
+def _native(x):
+    """Whether nobody traces or watches, and the CPU has the op in x's dtype, that of autocast."""
+    if not _dispatch.eager(x) or torch.jit.is_tracing():
         return False
     if x.device.type != "cpu" or x.dtype not in _DTYPES or _HOOKS._global_forward_hooks:
         return False
@@ -79,12 +102,15 @@ def inference(x):
 
 
 def _fits(conv, x):
-    """A plain 3x3 convolution of stride 1 and padding 1, in evaluation, that is quicker by Winograd's algorithm."""
-    if type(conv) is not nn.Conv2d or not _unwatched(conv) or conv.kernel_size != (3, 3) or conv.padding != (1, 1):
+    """A plain 3x3 convolution, in evaluation, that is quicker by Winograd's algorithm."""
+    return not conv.training and _is_plain(conv) and takes(conv.weight, x)
+
+
+def _is_plain(conv, kind=nn.Conv2d):
+    """A 3x3 convolution of stride 1 and padding 1 that nobody watches."""
+    if type(conv) is not kind or _hooked(conv) or conv.kernel_size != (3, 3) or conv.padding != (1, 1):
         return False
-    if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups != 1 or conv.padding_mode != "zeros":
-        return False
-    return takes(conv.weight, x)
+    return conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def takes(weight, x):
@@ -99,4 +125,8 @@ def _is_ours(norm):
 
 
 def _unwatched(module):
-    return not (module.training or module._forward_hooks or module._forward_pre_hooks)
+    return not (module.training or _hooked(module))
+
+
+def _hooked(module):
+    return module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks

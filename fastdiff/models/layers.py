@@ -87,10 +87,10 @@ class ResBlock(nn.Module):
             h = fused.conv(self.conv_1, h, norm, add=add)
             skip = fused.pointwise(self.skip, x)
             return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
-        h = self.conv_1(h if norm is None else norm(h))
+        h = fused.convolved(self.conv_1, h if norm is None else norm(h))
         options = self.dropout.options(h, counters)
         options |= dict(scale=film[0], shift=film[1]) if self.scale_shift else dict(add=add)
-        return self.skip(x) + self.conv_2(self.norm_2(h, **options))
+        return fused.convolved(self.conv_2, self.norm_2(h, **options), residual=self.skip(x))
 
     def _fuses(self, x):
         dropping = self.dropout.training and self.dropout.p > 0
@@ -117,8 +117,8 @@ class ConvFirstBlock(nn.Module):
 
     def forward(self, x, embedding, counters=None):
         scale, shift = self.time(embedding).chunk(2, dim=1)
-        h = self.norm_1(self.conv_1(x), scale=scale, shift=shift, **self.dropout.options(x, counters))
-        return self.norm_2(self.conv_2(h)) + self.skip(x)
+        h = self.norm_1(fused.convolved(self.conv_1, x), scale=scale, shift=shift, **self.dropout.options(x, counters))
+        return self.norm_2(fused.convolved(self.conv_2, h)) + self.skip(x)
 
 
 class StandardizedConv2d(nn.Conv2d):

@@ -6,10 +6,13 @@ from contextvars import ContextVar
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import _layout
+
 DIRECT, SMALL, LARGE = 0, 2, 4  # torch's convolution, F(2x2, 3x3), F(4x4, 3x3): outputs along a side of a tile
 COLUMNS = 32  # of filters that lie together
 
 _allowed = ContextVar("fastdiff_winograd", default=True)
+_keeps = ContextVar("fastdiff_winograd_keeps", default=True)
 
 
 @contextlib.contextmanager
@@ -24,6 +27,16 @@ def winograd(allowed):
 
 def allowed():
     return _allowed.get()
+
+
+@contextlib.contextmanager
+def keeping(kept):
+    """Filters that are transformed in this context are kept for the next call, or not."""
+    token = _keeps.set(kept)
+    try:
+        yield
+    finally:
+        _keeps.reset(token)
 
 
 def choose(B, C, O, H, W):  # noqa: E741
@@ -56,29 +69,55 @@ MEASURED = {
     (1, 3, 128, 32, 32): DIRECT,
 }
 
+# The same of (inputs' gradient, weight's gradient), of one thread of an AMD EPYC without AVX-512.
+MEASURED_GRADIENTS = {
+    (8, 128, 128, 32, 32): (LARGE, LARGE),
+    (8, 512, 256, 16, 16): (LARGE, LARGE),
+    (8, 256, 256, 8, 8): (LARGE, LARGE),
+    (16, 256, 256, 4, 4): (DIRECT, LARGE),
+    (8, 256, 256, 4, 4): (DIRECT, DIRECT),
+    (128, 16, 16, 8, 8): (LARGE, LARGE),
+    (8, 128, 3, 32, 32): (DIRECT, DIRECT),
+    (8, 3, 128, 32, 32): (DIRECT, DIRECT),
+}
+
+
+def choose_gradients(B, C, O, H, W):  # noqa: E741
+    """(of the inputs, of the weight): the tile, LARGE or DIRECT, of each gradient of a convolution of this shape.
+
+    The inputs' gradient has its filters transformed anew each time, the weight's reads and writes 36 sums for 9: few
+    tiles are too few for that.
+    """
+    tiles = B * -(-H // 4) * -(-W // 4)
+    if not _allowed.get() or C < 16 or O < 16:
+        return DIRECT, DIRECT
+    return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
+
+
 _filters = WeakIdKeyDictionary()  # weight -> ((version, address), {tile: filters})
 
 
 def filters(weight, tile, pack):
     """The transform of weight [O, C, 3, 3] for tiles of this size: [(tile + 2)^2, ceil(O / 32), C, 32] float32.
 
-    pack(weight, packed, tile) fills it. Kept while the weight's version and memory stay; a weight made in inference
-    mode has no version and is transformed each time.
+    pack(weight, result, tile, back) fills it. Kept while the weight's version and memory stay; a weight made in
+    inference mode has no version and is transformed each time.
     """
-    if weight.is_inference():
-        return _packed(weight, tile, pack)
+    if weight.is_inference() or not _keeps.get():
+        return packed(weight, tile, pack)
     state = weight._version, weight.data_ptr()
     kept = _filters.get(weight)
     if kept is None or kept[0] != state:
         kept = _filters[weight] = state, {}
     if tile not in kept[1]:
-        kept[1][tile] = _packed(weight, tile, pack)
+        kept[1][tile] = packed(weight, tile, pack)
     return kept[1][tile]
 
 
-def _packed(weight, tile, pack):
-    O, C = weight.shape[:2]  # noqa: E741
+def packed(weight, tile, pack, back=False):
+    """The same, never kept; `back`: of the convolution that takes the gradient of y to that of x."""
+    O, C = weight.shape[1::-1] if back else weight.shape[:2]  # noqa: E741
     with torch.inference_mode(False), torch.no_grad():
-        packed = torch.empty((tile + 2) ** 2, -(-O // COLUMNS), C, COLUMNS)
-        pack(weight.detach().float().contiguous(), packed, tile)
-    return packed
+        result = torch.empty((tile + 2) ** 2, -(-O // COLUMNS), C, COLUMNS)
+        pack(_layout.dense(weight.detach().float()), result, tile, back)
+    return result

@@ -196,4 +196,4 @@ def vlb_terms_backward(grad_terms, model_output, x_start, x_t, t, table, *argume
         _raise_loss(status, len(table))
 
 
-from .native_conv3x3 import conv3x3  # noqa: E402, F401  (which is written in terms of the above)
+from .native_conv3x3 import conv3x3, conv3x3_backward  # noqa: E402, F401  (which is written in terms of the above)

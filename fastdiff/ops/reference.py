@@ -345,6 +345,16 @@ def conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps,
     y.copy_(value if residual is None else value + residual)
 
 
+def conv3x3_backward(grad_y, x, weight, grad_x, grad_weight):
+    """By the definition: of each, the derivative of sum(grad_y * conv2d(x, weight))."""
+    dtype = arithmetic(x.dtype)
+    g, h, w = grad_y.to(dtype), x.to(dtype), weight.to(dtype)
+    if grad_x is not None:
+        grad_x.copy_(torch.nn.grad.conv2d_input(h.shape, w, g, padding=1))
+    if grad_weight is not None:
+        grad_weight.copy_(torch.nn.grad.conv2d_weight(h, w.shape, g, padding=1))
+
+
 # ---- Losses ----
 
 from .reference_losses import (  # noqa: E402  (which is written in terms of the above)
