@@ -148,7 +148,7 @@ template <class T, int M> struct Convolution {
 
   // The outputs [o, o + width) of n tiles.
   void outputs(int64_t first, int64_t n, int64_t o, const float* v, float* m) const {
-    const int64_t width = padded_O - o < chunk ? padded_O - o : chunk;
+    const int64_t rest = rounded_up(p.O - o, 2 * kWidth), width = rest < chunk ? rest : chunk;
     multiply(v, n, o, width, m);
     transform_output(first, n, o, width, m);
   }

@@ -93,7 +93,7 @@ def test_half_precision_is_no_worse_than_eagers(calls, cast, dtype):
 def test_elsewhere_torch_convolves(calls):
     net = network(**SMALL)
     x, t = inputs(net)
-    net(x, t).sum().backward()  # gradients on
+    net(x, t).sum().backward()  # gradients on, in evaluation
     with torch.no_grad():
         net.double()(x.double(), t)
         net.float().train()(x, t)
@@ -142,3 +142,68 @@ def test_samples_of_a_seed_are_the_same():
     with ops.winograd(False):
         eager = sampler.sample(2, seed=3)
     assert relative(y, eager.double()) < 1e-4
+
+
+# ---- Training ----
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The shapes that went through the op with a gradient."""
+    made, original = [], ops.conv3x3
+
+    def conv3x3(x, *args, **kwargs):
+        y = original(x, *args, **kwargs)
+        made.extend([tuple(x.shape)] if y.requires_grad else [])
+        return y
+
+    monkeypatch.setattr(ops, "conv3x3", conv3x3)
+    return made
+
+
+def gradients(net, dtype=torch.float32):
+    x, t = inputs(net, B=4)
+    net.zero_grad()
+    y = net(x.to(dtype), t)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum().backward()
+    return y.detach(), [parameter.grad for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_training_is_within_ten_times_eagers_error(trained, options):
+    """Outputs and every gradient; all convolutions but the first and the last, which have 3 channels."""
+    net = network(**options).train()
+    y, found = gradients(net)
+    assert len(trained) == 17
+    with ops.winograd(False):
+        eager_y, eager = gradients(net)
+    assert len(trained) == 17
+    exact_y, exact = gradients(copy.deepcopy(net).double(), torch.float64)
+    assert relative(y, exact_y) <= 10 * relative(eager_y, exact_y)
+    scale = max(right.abs().max() for right in exact)  # of one parameter alone it may be next to nothing
+    for ours, theirs, right in zip(found, eager, exact, strict=True):
+        error, allowed = ((g.double() - right).abs().max() for g in (ours, theirs))
+        assert error <= 10 * allowed + 1e-7 * scale
+
+
+def test_training_elsewhere_is_torchs(trained):
+    """In half precision, for a few small images, where somebody looks, on another backend."""
+    net = network(**SMALL).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        gradients(net)
+    with ops.use_backend("reference"):
+        gradients(net)
+    x, t = inputs(net, B=1)
+    net(x[..., :4, :4], t).sum().backward()
+    for module in net.modules():
+        module.register_forward_hook(lambda module, args, output: None)
+    gradients(net)
+    assert not trained
+
+
+def test_weights_made_to_be_frozen_get_no_gradient(trained):
+    net = network(**SMALL).train().requires_grad_(False)
+    net.conv_in.requires_grad_(True)
+    gradients(net)
+    assert len(trained) == 17
+    assert net.conv_in.weight.grad.abs().sum() > 0 and net.middle["block_1"].conv_1.weight.grad is None
