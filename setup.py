@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = "80;90;100"
 CXX_FLAGS = "-O3 -std=c++17 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+UNSAID = r"grep -v '^ptxas info\|^    [0-9]'"  # each kernel's resources stay in the log, for the static numbers
+LOWERED_ALIKE = 100  # what nvcc makes of a source for an architecture before this is the same PTX, and from this on
 # GCC 12 takes its own _mm512_undefined_ps for an uninitialized variable
 AVX512 = (
     "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx2 -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized"
@@ -78,9 +80,17 @@ class Nvcc:
     libraries: str
 
     @property
+    def codes(self):
+        """(architecture of the PTX, what is made of it)."""
+        for group in ([a for a in self.archs if a < LOWERED_ALIKE], [a for a in self.archs if a >= LOWERED_ALIKE]):
+            if group:
+                yield from ((group[0], f"sm_{arch}") for arch in group)
+                yield group[0], f"compute_{group[0]}"
+
+    @property
     def flags(self):
-        codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
-        codes.append(f"-gencode arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}")
+        """PTX is made once for architectures that it is the same for, and kept as well, for the static numbers."""
+        codes = [f"-gencode arch=compute_{low},code={code}" for low, code in self.codes]
         return " ".join([NVCC_FLAGS, *codes]) + (f" -ccbin {self.host_compiler}" if self.host_compiler else "")
 
 
@@ -220,7 +230,9 @@ class NinjaFile:
         self.writer.rule("cxx", f"{self.cxx.command} {self.cxx.flags} $flags -MMD -MF $out.d -c $in -o $out", **depfile)
         self.writer.rule("link", f"{self.cxx.command} -shared -Wl,-s $in -o $out $flags")
         if self.nvcc:
-            self.writer.rule("nvcc", f"{self.nvcc.command} {self.nvcc.flags} -MMD -MF $out.d -c $in -o $out", **depfile)
+            compile = f"{self.nvcc.command} {self.nvcc.flags} -Xptxas=-v -MMD -MF $out.d -c $in -o $out"
+            told = f"{compile} >$out.log 2>&1; status=$$?; {UNSAID} $out.log; exit $$status"
+            self.writer.rule("nvcc", told, **depfile)
 
     def _object(self, rule, name, source, compiler, flags=""):
         """One object, compiled again when the compiler's version changes."""

@@ -156,5 +156,5 @@ def test_planted_kernel_is_seen(tmp_path):
         pytest.skip(cuda.unavailable())
     source = tmp_path / "planted.cu"
     source.write_text(PLANTED)
-    row = ptx.measured(ptx.facts(*cuda.compiled(source, 90))["planted"], 90, 0, 256)
+    row = ptx.measured(ptx.facts(*cuda.compiled(source, 90), 90)["planted"], 90, 0, 256)
     assert row["stack"] >= 256 and row["trig"] and (row["load"], row["store"]) == (4, 4)

@@ -6,6 +6,7 @@ Builds run on a small tree of stub sources with the real setup.py, without netwo
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,13 +173,25 @@ def test_architecture_unknown_to_nvcc(build):
         build.parse_archs("90;101", NVCC_ARCHS)
 
 
-def test_nvcc_flags_have_real_architectures_and_ptx_of_the_newest(build):
-    flags = build.Nvcc("nvcc", "13.0", [80, 90], "", "").flags
-    assert [word for word in flags.split() if "arch=" in word] == [
-        "arch=compute_80,code=sm_80",
-        "arch=compute_90,code=sm_90",
-        "arch=compute_90,code=compute_90",
-    ]
+@pytest.mark.parametrize(
+    ("archs", "codes"),
+    [
+        ([80, 90], {80: "sm_80 sm_90 compute_80"}),
+        ([90, 100, 120], {90: "sm_90 compute_90", 100: "sm_100 sm_120 compute_100"}),
+        ([120], {120: "sm_120 compute_120"}),
+    ],
+)
+def test_nvcc_lowers_once_for_architectures_of_the_same_ptx(build, archs, codes):
+    flags = build.Nvcc("nvcc", "13.0", archs, "", "").flags
+    expected = [f"arch=compute_{low},code={code}" for low, group in codes.items() for code in group.split()]
+    assert [word for word in flags.split() if "arch=" in word] == expected
+
+
+def test_no_source_asks_for_an_architecture():
+    """PTX that is made once could not tell."""
+    texts = [path.read_text() for path in (ROOT / "csrc").rglob("*.*")]
+    asked = [re.sub(r"#ifdef __CUDA_ARCH__\n|defined\(__CUDA_ARCH__\)", "", text) for text in texts]
+    assert asked != texts and not [text for text in asked if "__CUDA_ARCH__" in text]
 
 
 @pytest.mark.parametrize("wish", ["yes", "2", "AUTO"])
@@ -304,6 +317,8 @@ def test_only_the_module_is_exported(built):
 def test_cuda_half(tree):
     assert {"cuda/op", "bindings"} <= tree.build(FASTDIFF_CUDA="1", FASTDIFF_CUDA_ARCHS="80")
     assert tree.record["cuda_archs"] == [80] and tree.record["nvcc"]
+    log = (tree.folder / tree.objects / "cuda/op.o.log").read_text()
+    assert re.search(r"Compiling entry function .* for 'sm_80'", log) and "spill stores" in log
     assert exported(tree.library) == ["PyInit__C"]
     assert tree.build(FASTDIFF_CUDA="1", FASTDIFF_CUDA_ARCHS="80", MAX_JOBS="9") == set()
 

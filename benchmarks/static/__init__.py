@@ -31,6 +31,7 @@ def collect(languages=tuple(LANGUAGES), archs=ARCHS, cases=None):
     reasons = {name: reason for name, reason in reasons.items() if reason}
     found = [name for name in languages if name not in reasons]
     tasks = [task for name in found for task in LANGUAGES[name].tasks(archs, cases)]
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:  # of threads that wait for compilers
+    threads = max(len(archs), len(os.sched_getaffinity(0)))  # that wait: longest for Triton, once per arch
+    with ThreadPoolExecutor(threads) as pool:
         rows = [row for some in pool.map(lambda task: list(task()), tasks) for row in some]
     return Table({name: LANGUAGES[name].version() for name in found}, rows), reasons

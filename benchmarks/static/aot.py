@@ -112,7 +112,7 @@ def facts(text, arch):
         source = Path(folder, "kernel.ptx")
         source.write_text(text)
         command = [ptxas(arch), "-v", f"--gpu-name={target}", source, "-o", Path(folder, "kernel.cubin")]
-        return ptx.facts(text, subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+        return ptx.facts(text, subprocess.run(command, capture_output=True, text=True, check=True).stderr, arch)
 
 
 def row(arch, case, kernel):

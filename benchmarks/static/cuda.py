@@ -1,4 +1,4 @@
-"""The CUDA kernels, every instantiation in csrc/cuda, compiled by nvcc with the flags of setup.py.
+"""The CUDA kernels, every instantiation in csrc/cuda: read from the native build, else compiled with setup.py's flags.
 
 Blocks and dynamic shared memory are those of the host functions: the harness of tests/simt runs them.
 """
@@ -13,7 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from . import kept, ptx
+from . import built, kept, ptx
 from .cases import CASES, maker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def rows(source, arch):
 
 def facts(source, arch):
     """Of each kernel, by its readable name."""
-    found = ptx.facts(*compiled(source, arch))
+    found = ptx.facts(*(built.made(source, arch, version()) or compiled(source, arch)), arch)
     return {name: found[symbol] for symbol, name in names(found).items()}
 
 

@@ -51,12 +51,12 @@ def max_threads(body):
     return math.prod(int(count) for count in found.groups() if count) if found else None
 
 
-def resources(log):
-    """What `ptxas -v` says of each kernel, by name: registers, spill, stack, shared."""
+def resources(log, arch):
+    """What `ptxas -v` says of each kernel for an architecture, by name: registers, spill, stack, shared."""
     found = {}
     for block in re.split(r"(?=ptxas info\s*: Compiling entry function)", log):
         name, stack, used = _COMPILING.search(block), _STACK.search(block), _USED.search(block)
-        if not name:
+        if not (name and re.fullmatch(f"sm_{arch}[af]?", name[2])):
             continue
         if not (stack and used):
             raise ValueError(f"ptxas -v must give stack and registers of {name[1]}, got {block!r}")
@@ -82,10 +82,10 @@ def occupancy(arch, registers, shared, threads):
     return round(100 * blocks * warps / _WARPS[arch])
 
 
-def facts(text, log):
+def facts(text, log, arch):
     """What PTX and `ptxas -v` say of each kernel, by name: resources, load, store, trig, threads as compiled."""
     bodies = kernels(text)
-    return {name: {**used, **_facts(bodies[name])} for name, used in resources(log).items()}
+    return {name: {**used, **_facts(bodies[name])} for name, used in resources(log, arch).items()}
 
 
 def _facts(body):

@@ -78,7 +78,9 @@ def test_threads():
 
 
 def test_resources():
-    assert ptx.resources(LOG) == {
+    other = LOG.replace("sm_90", "sm_80").replace("255", "77")
+    assert "sm_80" in other
+    assert ptx.resources(other + LOG, 90) == {
         "slow": {"registers": 255, "spill": 32, "stack": 40, "shared": 2048},
         "fast$1": {"registers": 8, "spill": 0, "stack": 0, "shared": 0},
     }
@@ -86,7 +88,7 @@ def test_resources():
 
 def test_a_log_that_is_cut_off_is_refused():
     with pytest.raises(ValueError, match=r"ptxas -v must give stack and registers of fast\$1"):
-        ptx.resources(LOG[: LOG.rindex("Used")])
+        ptx.resources(LOG[: LOG.rindex("Used")], 90)
 
 
 @pytest.mark.parametrize(

@@ -6,24 +6,19 @@ grid, and the bytes of its arguments. In these, addresses of tensors become thos
 
 import functools
 import importlib.util
-import os
 import re
-import shutil
 import struct
-import subprocess
-from pathlib import Path
 
 import torch
 
+from benchmarks.static import built, ptx
 from benchmarks.static import cuda as static
-from benchmarks.static import ptx
 from fastdiff.ops import native
 from tests.simt import harness
 
 from . import simulator
 from .simulator import Buffer
 
-_MODULE = re.compile(r"^\.version.*?(?=^Fatbin|\Z)", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(r"^\.(?:extern|shared|global|const)\b.*?;", re.MULTILINE | re.DOTALL)
 _PARAMETERS = re.compile(r"(\.entry\s+[\w$]+\s*\()(.*?)(\))", re.DOTALL)
 EXTRA = 40  # parameters added to each kernel, for the buffers that its structs point to
@@ -35,23 +30,15 @@ def unavailable():
         return native.unavailable()
     if not native._C.cuda_architectures:
         return "this build has no CUDA kernels"
-    return harness.unavailable() or (None if cuobjdump() else "there is no cuobjdump: Triton has one")
-
-
-@functools.cache
-def cuobjdump():
-    triton = importlib.util.find_spec("triton")
-    places = [Path(triton.origin).parent / "backends/nvidia/bin"] if triton else []
-    return shutil.which("cuobjdump", path=os.pathsep.join([*map(str, places), os.environ.get("PATH", "")]))
+    return harness.unavailable() or (None if built.cuobjdump() else "there is no cuobjdump: Triton has one")
 
 
 @functools.cache
 def modules():
     """{source file: {kernel: (its text with what it needs of the module, symbol)}}."""
     library = importlib.util.find_spec("fastdiff._C").origin
-    text = subprocess.run([cuobjdump(), "-ptx", library], capture_output=True, text=True, check=True).stdout
     found = {}
-    for module in _MODULE.findall(text):
+    for _, module in sorted(built.modules(library)):  # the newest architecture's last
         bodies = ptx.kernels(module)
         head = module[: module.index(".address_size 64")] + ".address_size 64\n" + "\n".join(_VARIABLE.findall(module))
         names = static.names(bodies) if bodies else {}
