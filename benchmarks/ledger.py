@@ -124,11 +124,11 @@ def vlb_terms_backward(shape, model_size, x_start_size, learned=True):
 def rms_norm_chunks(shape, size, last, backward=False):
     """Chunks of channels; 1: a block of the CUDA kernels holds all channels of its positions, and reads them once.
 
-    A thread has 32 elements, 16 in the backward pass, in vectors of 16 bytes. A block has at most 512 threads; channels
+    A thread has 64 elements, 32 in the backward pass, in vectors of 16 bytes. A block has at most 512 threads; channels
     last, a position's channels are one vector for each; channels first, each line fills a sector of 32 bytes.
     """
     C, vector = shape[1], 16 // size
-    return -(-C // (512 * vector if last else 256 * (16 if backward else 32) // vector))
+    return -(-C // (512 * vector if last else 256 * (32 if backward else 64) // vector))
 
 
 def rms_norm_silu(shape, size, last, weight_size=4, **films):

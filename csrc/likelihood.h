@@ -170,9 +170,11 @@ template <class Value>
 FD_FN BinMass<Value> erf_bin(Value centre, Value half) {
   typedef typename Scalar<Value>::Is Real;
   const Real widest = sizeof(Real) == 8 ? Real(0.06) : Real(0.5);
-  const BinMass<Value> narrow = narrow_bin(centre, half), wide = wide_bin(centre, half);
   const Value width = half + half;
   const auto is_narrow = (width < widest) & (-centre * width < widest);
+  BinMass<Value> narrow = {}, wide = {};
+  if (is_needed(is_narrow)) narrow = narrow_bin(centre, half);
+  if (is_needed(!is_narrow)) wide = wide_bin(centre, half);
   return {where(is_narrow, narrow.log, wide.log), where(is_narrow, narrow.by_shift, wide.by_shift),
           where(is_narrow, narrow.by_scale, wide.by_scale)};
 }
@@ -185,9 +187,10 @@ FD_FN BinMass<Value> bin_mass(Value x0, Value centred, Value inverse_std, bool e
   const auto first = x0 < Real(-0.999), last = x0 > Real(0.999);
   const auto mirrored = last | ((x0 >= Real(-0.999)) & (centre > Real(0)));
   const Value folded = where(mirrored, -centre, centre), end = folded + half;
-  const BinMass<Value> tail = exact ? erf_tail(end) : floored(tanh_tail(end));
-  const BinMass<Value> bin = exact ? erf_bin(folded, half) : floored(tanh_bin(folded, half));
   const auto outermost = first | last;
+  BinMass<Value> tail = {}, bin = {};
+  if (is_needed(outermost)) tail = exact ? erf_tail(end) : floored(tanh_tail(end));
+  if (is_needed(!outermost)) bin = exact ? erf_bin(folded, half) : floored(tanh_bin(folded, half));
   const Value by_shift = where(outermost, tail.by_shift, bin.by_shift);
   return {where(outermost, tail.log, bin.log), where(mirrored, -by_shift, by_shift),
           where(outermost, tail.by_scale, bin.by_scale)};

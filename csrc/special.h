@@ -15,6 +15,12 @@ struct Scalar<double> {
   typedef double Is;
 };
 
+// Whether what is for elements of a condition must be computed: a scalar branches, a vector has elements of both kinds.
+FD_FN bool is_needed(bool condition) { return condition; }
+#ifdef FD_LEVEL
+FD_FN bool is_needed(vint) { return true; }
+#endif
+
 // first + x (second + x (...)).
 template <class Value, class Real>
 FD_FN Value polynomial(Value x, Real first, Real last) {
@@ -66,10 +72,14 @@ FD_FN double fading(double v) { return exp(-v); }
 template <class Value>
 FD_FN Value exp_minus_one(Value v, Value& beyond) {
   typedef typename Scalar<Value>::Is Real;
-  const Value tail = polynomial(v, Real(1) / 2, Real(1) / 6, Real(1) / 24, Real(1) / 120, Real(1) / 720, Real(1) / 5040,
-                                Real(1) / 40320, Real(1) / 362880);
-  const Value series = tail * v * v, far = exp(v) - Real(1);
   const auto near = magnitude(v) < Real(0.5);
+  Value series = {}, far = {};
+  if (is_needed(near)) {
+    const Value tail = polynomial(v, Real(1) / 2, Real(1) / 6, Real(1) / 24, Real(1) / 120, Real(1) / 720,
+                                  Real(1) / 5040, Real(1) / 40320, Real(1) / 362880);
+    series = tail * v * v;
+  }
+  if (is_needed(!near)) far = exp(v) - Real(1);
   beyond = where(near, series, far - v);
   return where(near, series + v, far);
 }

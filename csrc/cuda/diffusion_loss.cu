@@ -8,6 +8,14 @@ namespace {
 
 typedef Loss<DiffusionLossParams> DiffusionLoss;
 
+// Blocks of the forward pass beside each other on a multiprocessor, as many as need no spills; 0: as it comes.
+template <int kAccess>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocks = 0;
+#else
+constexpr int kBlocks = kAccess == kTiles ? 6 : 0;
+#endif
+
 // d = m - (a x0 + b noise); a coefficient of 0 reads nothing.
 template <int kAccess, class T>
 FD_DEVICE void differences(const DiffusionLoss& a, const Quad& q, float (&d)[kQuad]) {
@@ -25,7 +33,7 @@ FD_DEVICE void differences(const DiffusionLoss& a, const Quad& q, float (&d)[kQu
 }
 
 template <class T, int kAccess>
-__global__ void __launch_bounds__(kBlock) diffusion_loss_kernel(const DiffusionLoss a) {
+__global__ void __launch_bounds__(kBlock, kBlocks<kAccess>) diffusion_loss_kernel(const DiffusionLoss a) {
   float sum = 0;
   each_quad<kAccess>(a, [&](const Quad& q) {
     float d[kQuad];

@@ -25,7 +25,14 @@ struct Paging {
   int32_t span, channels;    // the same as positions and channels of a chunk
   int32_t chunks, tiles;     // of a tile's channels; of a sample
   int32_t threads;
+  int32_t lanes_along, lanes_across;   // that add up a line, and an element of all lines; powers of two
 };
+
+static inline int32_t lanes_for(const Paging& p, int64_t outputs) {
+  int32_t lanes = kWarp;
+  while (lanes > 1 && lanes * outputs > p.threads) lanes /= 2;
+  return lanes;
+}
 
 static inline void page_positions(Paging& p, int held) {
   p.columns = int32_t(at_most(divide_up(p.C, p.vector), kMaxThreads));
@@ -52,6 +59,7 @@ static inline Paging make_paging(int64_t C, int64_t S, int32_t layout, int size,
   p.last ? page_positions(p, held) : page_channels(p, held, size);
   p.chunks = int32_t(divide_up(C, p.channels)), p.tiles = int32_t(divide_up(S, p.span));
   p.threads = int32_t(round_up(p.rows * p.columns, kWarp));
+  p.lanes_along = lanes_for(p, p.lines), p.lanes_across = lanes_for(p, p.width);
   return p;
 }
 
@@ -63,7 +71,8 @@ static inline int64_t entries_of(const Paging& p) {
 // This block's tile.
 template <class T, int V, bool kLast, int kPerThread>
 struct Page {
-  static constexpr int kHeld = held_of(kPerThread, V), kPixels = kLast ? kHeld : V, kOwn = kLast ? V : kHeld;
+  static constexpr int kHeld = held_of(kPerThread, V), kPixels = kLast ? kHeld : V, kOwn = kLast ? V : kHeld,
+                       kTerms = kLast ? V : 1;
   typedef Words<T, V> Raw[kHeld];
   typedef float Values[kHeld][V];
   typedef float Pixels[1][kPixels];       // a value for each of the thread's positions
@@ -93,25 +102,41 @@ struct Page {
     return p.C - chunk * p.channels < p.channels ? p.C - chunk * p.channels : p.channels;
   }
 
-  // body(i, offset) for each of the thread's vectors in a chunk.
-  template <class Body>
-  FD_MEMBER void each(int chunk, const Body& body) const {
+  // The thread's vectors in a chunk: the first one's offset, from one to the next, and how many there are.
+  struct Part {
+    int64_t first, apart;
+    int32_t count;
+  };
+
+  FD_MEMBER Part part(int chunk) const {
     const int lines = kLast ? positions() : channels(chunk), width = kLast ? channels(chunk) : positions();
-    const int count = exists && column * V < width ? lines : 0;
-    const int64_t c = int64_t(chunk) * p.channels, apart = int64_t(p.rows) * (kLast ? p.C : p.S);
-    const int64_t from = (kLast ? (first + row) * p.C + c : (c + row) * p.S + first) + column * V;
-    const int64_t base = b * p.C * p.S + from;
-    FD_UNROLL
-    for (int i = 0; i < kHeld; ++i)
-      if (line(i) < count) body(i, base + i * apart);
+    const int left = exists && column * V < width ? lines - row : 0, c = chunk * p.channels;
+    const int64_t line = kLast ? p.C : p.S, from = kLast ? (first + row) * line + c : (c + row) * line + first;
+    return {b * p.C * p.S + from + column * V, p.rows * line,
+            left > 0 ? int32_t(uint32_t(left + p.rows - 1) / uint32_t(p.rows)) : 0};
   }
 
+  // body(i, offset) for each of them. kAll: the thread has kHeld.
+  template <bool kAll, class Body>
+  FD_MEMBER static void each(const Part& part, const Body& body) {
+    FD_UNROLL
+    for (int i = 0; i < kHeld; ++i)
+      if (kAll || i < part.count) body(i, part.first + i * part.apart);
+  }
+
+  // Whether a chunk's vectors are all there, and can be reached as such.
+  FD_MEMBER static bool is_plain(const Part& part, bool aligned) { return V > 1 && aligned && part.count == kHeld; }
+
   // 0 where there is nothing.
-  FD_MEMBER void load(int chunk, const void* data, bool aligned, Raw& raw) const {
+  FD_MEMBER static void load(const Part& part, const void* data, bool aligned, Raw& raw) {
     const T* const from = static_cast<const T*>(data);
+    if (is_plain(part, aligned)) {
+      each<true>(part, [&](int i, int64_t offset) { raw[i] = load_words<T, V>(from + offset); });
+      return;
+    }
     FD_UNROLL
     for (int i = 0; i < kHeld; ++i) raw[i] = {};
-    each(chunk, [&](int i, int64_t offset) {
+    each<false>(part, [&](int i, int64_t offset) {
       if (V == 1 || aligned) {
         raw[i] = load_words<T, V>(from + offset);
       } else {
@@ -126,18 +151,42 @@ struct Page {
     for (int i = 0; i < kHeld; ++i) cuda::widen<T, V>(raw[i], v[i]);
   }
 
-  FD_MEMBER static void add_squares(const Raw& raw, Pixels& sums) {
+  FD_MEMBER static void add_squares(const Values& v, Pixels& sums) {
     FD_UNROLL
     for (int i = 0; i < kHeld; ++i) {
-      float v[V];
-      cuda::widen<T, V>(raw[i], v);
       FD_UNROLL
-      for (int j = 0; j < V; ++j) sums[0][pixel(i, j)] = fmaf(v[j], v[j], sums[0][pixel(i, j)]);
+      for (int j = 0; j < V; ++j) sums[0][pixel(i, j)] = fmaf(v[i][j], v[i][j], sums[0][pixel(i, j)]);
     }
   }
 
-  FD_MEMBER void store(void* data, bool aligned, int64_t offset, const float (&v)[V]) const {
-    T* const to = static_cast<T*>(data) + offset;
+  FD_MEMBER static void add_squares(const Raw& raw, Pixels& sums) {
+    Values v;
+    widen(raw, v);
+    add_squares(v, sums);
+  }
+
+  // A number of each of the thread's positions, from shared memory.
+  FD_MEMBER void take_pixels(Shared<float> numbers, float (&v)[kPixels]) const {
+    Shared<float> at = numbers + (kLast ? row : column * V);
+    const int apart = kLast ? afresh(p.rows) : 1;
+    FD_UNROLL
+    for (int i = 0; i < kPixels; ++i, at = at + apart) v[i] = at[0];
+  }
+
+  // What load_terms put there of its channels: channels last of all, first of its i-th vector's.
+  FD_MEMBER void take_terms(Shared<float> terms, int i, float (&gain)[kTerms], float (&shift)[kTerms]) const {
+    FD_UNROLL
+    for (int j = 0; j < kTerms; ++j) {
+      const int c = channel_index(kLast ? j : i);
+      gain[j] = terms[2 * c], shift[j] = terms[2 * c + 1];
+    }
+  }
+
+  // The thread's i-th vector, where it exists. plain: is_plain(part, aligned).
+  FD_MEMBER static void store(const Part& part, void* data, bool plain, bool aligned, int i, const float (&v)[V]) {
+    T* const to = static_cast<T*>(data) + part.first + i * part.apart;
+    if (plain) return store_floats(to, v);
+    if (i >= part.count) return;
     if (V == 1 || aligned) {
       store_floats(to, v);
     } else {
@@ -164,20 +213,46 @@ struct Page {
   FD_MEMBER void sum(bool along, const float (&mine)[N][kCount], Shared<float> entries, const Emit& emit) const {
     const int outputs = along ? p.lines : p.width, length = along ? p.columns : p.rows, pitch = length | 1;
     if (exists) {
+      const int apart = afresh(along ? p.rows * pitch : pitch);
       FD_UNROLL
       for (int n = 0; n < N; ++n) {
+        Shared<float> at = entries + ((n * outputs + (along ? row : column * V)) * pitch + (along ? column : row));
         FD_UNROLL
-        for (int i = 0; i < kCount; ++i)
-          entries[(n * outputs + (along ? line(i) : column * V + i)) * pitch + (along ? column : row)] = mine[n][i];
+        for (int i = 0; i < kCount; ++i, at = at + apart) at[0] = mine[n][i];
       }
     }
     __syncthreads();
-    sum_rows<N>(outputs, length, [&](int n, int k, int i) -> float { return entries[(n * outputs + k) * pitch + i]; },
-                [&](int k, int lane, int, const float (&sums)[N]) {
-                  if (lane == 0) emit(k, sums);
-                });
+    const int lanes = along ? p.lanes_along : p.lanes_across, lane = int(threadIdx.x) & (lanes - 1);
+    const int plane = afresh(outputs * pitch);
+    FD_ROLLED
+    for (int first = 0; first < outputs; first += blockDim.x / lanes) {
+      const int k = first + int32_t(threadIdx.x) / lanes;
+      float sums[N] = {};
+      Shared<float> at = entries + (k * pitch + lane);
+#pragma unroll 4
+      for (int left = k < outputs ? length - lane : 0; left > 0; left -= lanes, at = at + lanes) {
+        FD_UNROLL
+        for (int n = 0; n < N; ++n) sums[n] += at[n * plane];
+      }
+      FD_ROLLED
+      for (int distance = lanes / 2; distance > 0; distance /= 2) {
+        FD_UNROLL
+        for (int n = 0; n < N; ++n) sums[n] += across(sums[n], distance);
+      }
+      if (k < outputs && lane == 0) emit(k, sums);
+    }
   }
 };
+
+// h / (1 + e^-h) and its derivative, of z = -h log2(e), within a few ulp.
+FD_DEVICE float silu_of_exponent(float z) {
+  return approximate_quotient(z, fmaf(exp2_of(z), kMinusLog2E, kMinusLog2E));
+}
+
+FD_DEVICE float slope_of_exponent(float z) {
+  const float gate = approximate_quotient(1.0f, 1.0f + exp2_of(z));
+  return gate * fmaf(z, fmaf(gate, kLn2, -kLn2), 1.0f);
+}
 
 // 1 / sqrt(mean of squares + eps) of a position; finite.
 FD_DEVICE float deviation_of(float squares, int32_t C, float eps) {
@@ -185,14 +260,19 @@ FD_DEVICE float deviation_of(float squares, int32_t C, float eps) {
   return reciprocal_sqrt(mean < least ? least : mean);
 }
 
-// gain and shift of a chunk's channels: h = n * gain + shift.
+// gain and shift of a chunk's channels, h = n * gain + shift, times a factor; 0 where there is no channel.
 template <class P>
-FD_DEVICE void load_terms(const P& p, const Paging& t, int64_t b, int chunk, int channels, Shared<float> terms) {
+FD_DEVICE void load_terms(const P& p, const Paging& t, int64_t b, int chunk, int channels, float factor,
+                          Shared<float> terms) {
   FD_ROLLED
-  for (int i = threadIdx.x; i < channels; i += blockDim.x) {
+  for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
     const int64_t c = int64_t(chunk) * t.channels + i;
-    terms[2 * i] = gain_of(p, b, c);
-    terms[2 * i + 1] = number(p.shift, p.shift_dtype, b * p.shift_stride + c, 0.0f);
+    float gain = 0.0f, shift = 0.0f;
+    if (i < channels) {
+      gain = gain_of(p, b, c) * factor;
+      shift = number(p.shift, p.shift_dtype, b * p.shift_stride + c, 0.0f) * factor;
+    }
+    terms[2 * i] = gain, terms[2 * i + 1] = shift;
   }
 }
 

@@ -8,7 +8,7 @@ namespace fastdiff {
 namespace cuda {
 namespace {
 
-constexpr int kPerThread = 32;
+constexpr int kPerThread = 64;
 
 struct Forward {
   RmsNormSiluParams p;
@@ -21,16 +21,19 @@ template <class T, int V, bool kLast>
 struct Block {
   typedef cuda::Page<T, V, kLast, kPerThread> Page;
   typedef typename Page::Raw Raw;
+  typedef typename Page::Part Part;
 
   const Forward& a;
   const Page page;
-  const Shared<float> terms, deviation, entries;
+  const Shared<float> terms, deviation, entries;   // terms: of the exponent where there is an activation
 
   FD_MEMBER Block(const Forward& a, Shared<float> shared)
       : a(a), page(a.paging), terms(shared), deviation(terms + 2 * a.paging.channels),
         entries(deviation + a.paging.span) {}
 
-  FD_MEMBER void take_terms(int chunk) const { load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), terms); }
+  FD_MEMBER void take_terms(int chunk) const {
+    load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), a.p.silu ? kMinusLog2E : 1.0f, terms);
+  }
 
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
@@ -39,46 +42,53 @@ struct Block {
     });
   }
 
-  template <bool kSilu>
-  FD_MEMBER void write(int chunk, const Raw& raw) const {
-    page.each(chunk, [&](int i, int64_t at) {
+  FD_MEMBER void write(const Part& part, const Raw& raw) const {
+    float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
+    const bool silu = a.p.silu, plain = Page::is_plain(part, a.aligned);
+    if (!page.exists) return;
+    page.take_pixels(deviation, r);
+    if (kLast) page.take_terms(terms, 0, gain, shift);
+    FD_UNROLL
+    for (int i = 0; i < Page::kHeld; ++i) {
+      if (!kLast) page.take_terms(terms, i, gain, shift);
       float y[V];
       widen<T, V>(raw[i], y);
       FD_UNROLL
-      for (int j = 0; j < V; ++j) {
-        const int c = page.channel_index(Page::own(i, j));
-        const float n = y[j] * deviation[page.pixel_index(Page::pixel(i, j))];
-        const float h = fmaf(n, terms[2 * c], terms[2 * c + 1]);
-        y[j] = kSilu ? silu<T>(h) : h;
+      for (int j = 0; j < V; ++j) y[j] = fmaf(y[j] * r[Page::pixel(i, j)], gain[kLast ? j : 0], shift[kLast ? j : 0]);
+      if (silu) {
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) y[j] = silu_of_exponent(y[j]);
       }
-      page.store(a.p.y, a.aligned, at, y);
-    });
+      page.store(part, a.p.y, plain, a.aligned, i, y);
+    }
   }
 };
 
 template <class T, int V, bool kLast>
 __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_kernel(const Forward a) {
   FD_DYNAMIC_SHARED(float, shared);
-  const Block<T, V, kLast> block(a, shared);
+  typedef Block<T, V, kLast> Block;
+  const Block block(a, shared);
   const int last = a.paging.chunks - 1;
-  typename Block<T, V, kLast>::Raw raw;
-  typename Block<T, V, kLast>::Page::Pixels sums = {};
+  typename Block::Raw raw;
+  typename Block::Page::Pixels sums = {};
+  typename Block::Part part;
   for (int chunk = 0; chunk <= last; ++chunk) {
-    block.page.load(chunk, a.p.x, a.aligned, raw);
+    part = block.page.part(chunk);
+    block.page.load(part, a.p.x, a.aligned, raw);
     if (chunk == last) block.take_terms(chunk);
     block.page.add_squares(raw, sums);
   }
   block.put_deviations(sums);
   __syncthreads();
-  for (int chunk = last; chunk >= 0; --chunk) {
-    if (chunk < last) {
-      block.page.load(chunk, a.p.x, a.aligned, raw);
-      __syncthreads();                                // the terms may still be read
-      block.take_terms(chunk);
-      __syncthreads();
-    }
-    if (a.p.silu) block.template write<true>(chunk, raw);
-    else block.template write<false>(chunk, raw);
+  block.write(part, raw);
+  for (int chunk = last - 1; chunk >= 0; --chunk) {
+    part = block.page.part(chunk);
+    block.page.load(part, a.p.x, a.aligned, raw);
+    __syncthreads();                                  // the terms may still be read
+    block.take_terms(chunk);
+    __syncthreads();
+    block.write(part, raw);
   }
 }
 

@@ -13,7 +13,7 @@ namespace fastdiff {
 namespace cuda {
 namespace {
 
-constexpr int kPerThread = 16, kStrides = 32;
+constexpr int kPerThread = 32, kStrides = 32;
 enum Sum { kP, kQ, kAll };
 
 struct Backward {
@@ -31,21 +31,29 @@ FD_DEVICE void put(float* sums, int64_t i, float P, float Q) { store(sums + 2 * 
 template <class T, int V, bool kLast>
 struct Block {
   typedef cuda::Page<T, V, kLast, kPerThread> Page;
-  typedef typename Page::Raw Raw;
   typedef typename Page::Values Values;
+  typedef typename Page::Part Part;
 
   const Backward& a;
   const Page page;
-  // Of a position: r; what its m is a mean by, 1 / C or 0, and then m.
+  // terms: gain and shift times `factor`, of the exponent where there is an activation. Of a position: r; what its m
+  // is a mean by, 1 / C or 0, and then m times `factor`.
+  const float factor;
   const Shared<float> terms, deviation, share, entries;
 
   FD_MEMBER Block(const Backward& a, Shared<float> shared)
-      : a(a), page(a.paging), terms(shared), deviation(terms + 2 * a.paging.channels),
-        share(deviation + a.paging.span), entries(share + a.paging.span) {}
+      : a(a), page(a.paging), factor(a.p.silu ? kMinusLog2E : 1.0f), terms(shared),
+        deviation(terms + 2 * a.paging.channels), share(deviation + a.paging.span), entries(share + a.paging.span) {}
 
-  FD_MEMBER void load_x(int chunk, Raw& raw) const { page.load(chunk, a.p.x, a.aligned, raw); }
-  FD_MEMBER void load_grad_y(int chunk, Raw& raw) const { page.load(chunk, a.p.grad_y, a.aligned, raw); }
-  FD_MEMBER void take_terms(int chunk) const { load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), terms); }
+  FD_MEMBER void load(const Part& part, const void* data, Values& v) const {
+    typename Page::Raw raw;
+    page.load(part, data, a.aligned, raw);
+    page.widen(raw, v);
+  }
+
+  FD_MEMBER void take_terms(int chunk) const {
+    load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), factor, terms);
+  }
 
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
@@ -56,33 +64,32 @@ struct Block {
     });
   }
 
-  FD_MEMBER float gain(int chunk, int i, int j) const {
-    const int c = page.channel_index(Page::own(i, j));
-    return c < page.channels(chunk) ? float(terms[2 * c]) : 0.0f;
-  }
-
-  // n and dh; 0 where there is nothing.
-  FD_MEMBER void differentiate(int chunk, const Raw& x, const Raw& grad_y, Values& n, Values& dh) const {
-    page.widen(x, n);
-    page.widen(grad_y, dh);
-    page.each(chunk, [&](int i, int64_t) {
+  // x becomes n and grad_y dh, 0 where there is nothing; gain dh n, times `factor`, is added to products.
+  FD_MEMBER void differentiate(Values& n, Values& dh, typename Page::Pixels& products) const {
+    float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
+    const bool silu = a.p.silu;
+    if (!page.exists) return;
+    page.take_pixels(deviation, r);
+    if (kLast) page.take_terms(terms, 0, gain, shift);
+    FD_UNROLL
+    for (int i = 0; i < Page::kHeld; ++i) {
+      if (!kLast) page.take_terms(terms, i, gain, shift);
+      float z[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
-        const int c = page.channel_index(Page::own(i, j));
-        n[i][j] *= deviation[page.pixel_index(Page::pixel(i, j))];
-        if (a.p.silu) dh[i][j] *= slope_of_silu(fmaf(n[i][j], terms[2 * c], terms[2 * c + 1]));
+        n[i][j] *= r[Page::pixel(i, j)];
+        z[j] = fmaf(n[i][j], gain[kLast ? j : 0], shift[kLast ? j : 0]);
       }
-    });
-  }
-
-  FD_MEMBER void add_products(int chunk, const Values& n, const Values& dh, typename Page::Pixels& sums) const {
-    page.each(chunk, [&](int i, int64_t) {
+      if (silu) {
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_exponent(z[j]);
+      }
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
-        float& sum = sums[0][Page::pixel(i, j)];
-        sum = fmaf(gain(chunk, i, j) * dh[i][j], n[i][j], sum);
+        float& sum = products[0][Page::pixel(i, j)];
+        sum = fmaf(gain[kLast ? j : 0] * dh[i][j], n[i][j], sum);
       }
-    });
+    }
   }
 
   // P and Q of the tile's channels. There was a barrier since the entries were read.
@@ -109,16 +116,27 @@ struct Block {
     __syncthreads();
   }
 
-  FD_MEMBER void write(int chunk, const Values& n, const Values& dh) const {
-    page.each(chunk, [&](int i, int64_t at) {
+  FD_MEMBER void write(const Part& part, const Values& n, const Values& dh) const {
+    if (!page.exists) return;
+    const float back = a.p.silu ? -kLn2 : 1.0f;     // 1 / factor
+    float r[Page::kPixels], mean[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
+    page.take_pixels(deviation, r);
+    page.take_pixels(share, mean);
+    FD_UNROLL
+    for (int i = 0; i < Page::kPixels; ++i) r[i] *= back, mean[i] = -mean[i];
+    const bool plain = Page::is_plain(part, a.aligned);
+    if (kLast) page.take_terms(terms, 0, gain, shift);
+    FD_UNROLL
+    for (int i = 0; i < Page::kHeld; ++i) {
+      if (!kLast) page.take_terms(terms, i, gain, shift);
       float grad_x[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
-        const int pixel = page.pixel_index(Page::pixel(i, j));
-        grad_x[j] = deviation[pixel] * fmaf(gain(chunk, i, j), dh[i][j], -n[i][j] * share[pixel]);
+        const int pixel = Page::pixel(i, j);
+        grad_x[j] = r[pixel] * fmaf(gain[kLast ? j : 0], dh[i][j], n[i][j] * mean[pixel]);
       }
-      page.store(a.p.grad_x, a.aligned, at, grad_x);
-    });
+      page.store(part, a.p.grad_x, plain, a.aligned, i, grad_x);
+    }
   }
 };
 
@@ -128,38 +146,40 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_backward_kernel(
   typedef Block<T, V, kLast> Block;
   const Block block(a, shared);
   const int last = a.paging.chunks - 1;
-  typename Block::Raw x, grad_y;
   typename Block::Values n, dh;
-  typename Block::Page::Pixels squares = {}, products = {};
+  typename Block::Page::Pixels squares = {}, products = {}, again = {};
+  typename Block::Part part;
   for (int chunk = 0; chunk <= last; ++chunk) {
-    block.load_x(chunk, x);
-    if (chunk == last) block.load_grad_y(chunk, grad_y), block.take_terms(chunk);
-    block.page.add_squares(x, squares);
+    part = block.page.part(chunk);
+    block.load(part, a.p.x, n);
+    if (chunk == last) block.load(part, a.p.grad_y, dh), block.take_terms(chunk);
+    block.page.add_squares(n, squares);
   }
   block.put_deviations(squares);
   __syncthreads();
   for (int chunk = last; chunk >= 0; --chunk) {
     if (chunk < last) {
-      block.load_x(chunk, x), block.load_grad_y(chunk, grad_y);
+      part = block.page.part(chunk);
+      block.load(part, a.p.x, n), block.load(part, a.p.grad_y, dh);
       __syncthreads();                                // the terms may still be read
       block.take_terms(chunk);
       __syncthreads();
     }
-    block.differentiate(chunk, x, grad_y, n, dh);
+    block.differentiate(n, dh, products);
     if (a.has_sums) block.put_channels(chunk, n, dh);
-    block.add_products(chunk, n, dh, products);
   }
   if (!a.p.grad_x) return;
   block.put_means(products);
   for (int chunk = 0; chunk <= last; ++chunk) {
     if (chunk > 0) {
-      block.load_x(chunk, x), block.load_grad_y(chunk, grad_y);
+      part = block.page.part(chunk);
+      block.load(part, a.p.x, n), block.load(part, a.p.grad_y, dh);
       __syncthreads();
       block.take_terms(chunk);
       __syncthreads();
-      block.differentiate(chunk, x, grad_y, n, dh);
+      block.differentiate(n, dh, again);
     }
-    block.write(chunk, n, dh);
+    block.write(part, n, dh);
   }
 }
 

@@ -38,8 +38,8 @@ WRONG = {
     "block of image must be a power of two in [256, 4096], got 1000": dict(block=1000),
     "block of image must be a power of two in [256, 4096], got 8192": dict(block=8192),
     "block of image must be a power of two in [256, 4096], got 0": dict(block=blocks.WHOLE),
-    "per_warp must be a power of two in [128, 512], got 96": dict(per_warp=96),
-    "per_warp must be a power of two in [128, 512], got 1024": dict(per_warp=1024),
+    "per_warp of image must be a power of two in [128, 512], got 96": dict(per_warp=96),
+    "per_warp of image must be a power of two in [128, 512], got 1024": dict(per_warp=1024),
     "kind must be one of image, group_norm_silu, ": dict(kind="picture"),
     "most, block and per_warp must be integers, got (": dict(block=1024.0),
     "rows of image must be for more and more elements, ": dict(most=blocks.ANY),
@@ -123,7 +123,7 @@ def test_candidates_are_the_row_first_and_within_the_limits():
     assert found[0] == MANY and len(found) == len(set(found)) == 9
     assert {each.block for each in found} == {512, 1024, 2048} and {each.per_warp for each in found} == {128, 256, 512}
     whole = next(each for each in blocks.BUILT_IN if each.block == blocks.WHOLE)
-    assert {(each.block, each.per_warp) for each in blocks.candidates(whole)} == {(0, 512), (0, 256)}
+    assert {(each.block, each.per_warp) for each in blocks.candidates(whole)} == {(0, 1024), (0, 512)}
 
 
 def test_tuning_keeps_what_is_faster_by_the_margin():

@@ -289,7 +289,7 @@ CHANNELS = {
     "512 channels": ((1, 512, 16, 16), DTYPES, 1, 1),
     "channels not a multiple of 8": ((2, 96, 16, 16), DTYPES, 1, 1),
     "1024 channels": ((1, 1024, 8, 8), [torch.float32], 1, 1),
-    "more than a block holds": ((1, 4096, 4, 4), [torch.float32], 2, 2),
+    "more than a block holds": ((1, 8192, 4, 4), [torch.float32], 2, 4),
 }
 EACH_PAGE = [
     pytest.param(shape, dtype, chunks, id=f"{name}, {dtype}")

@@ -18,14 +18,14 @@ import torch
 
 ANY = 2**63 - 1
 WHOLE = 0
-BLOCKS = {  # what a block may be, of each kind of kernels; per_warp: 4 to 16 elements a lane, more would spill
+BLOCKS = {  # what a block may be, of each kind of kernels
     "image": (256, 4096),
     "group_norm_silu": (1024, 16384),
     "group_norm_silu_backward": (1024, 8192),
     "rms_norm_silu": (1024, 8192),
     "rms_norm_silu_backward": (1024, 8192),
 }
-PER_WARP = (128, 512)
+PER_WARP = {kind: (128, 512 if kind == "image" else 1024) for kind in BLOCKS}  # 4 to 16 or 32 elements a lane
 
 
 class Row(NamedTuple):
@@ -42,13 +42,13 @@ class Row(NamedTuple):
 BUILT_IN = (
     Row("image", 4096, 1024, 256),
     Row("image", ANY, 1024, 256),
-    Row("group_norm_silu", 4096, WHOLE, 512),
-    Row("group_norm_silu", 16384, WHOLE, 512),
-    Row("group_norm_silu", ANY, 4096, 512),
-    Row("group_norm_silu_backward", 8192, WHOLE, 512),
-    Row("group_norm_silu_backward", ANY, 4096, 512),
-    Row("rms_norm_silu", ANY, 4096, 512),
-    Row("rms_norm_silu_backward", ANY, 4096, 512),
+    Row("group_norm_silu", 4096, WHOLE, 1024),
+    Row("group_norm_silu", 16384, WHOLE, 1024),
+    Row("group_norm_silu", ANY, 4096, 1024),
+    Row("group_norm_silu_backward", 8192, WHOLE, 1024),
+    Row("group_norm_silu_backward", ANY, 4096, 1024),
+    Row("rms_norm_silu", ANY, 4096, 1024),
+    Row("rms_norm_silu_backward", ANY, 4096, 1024),
 )
 _trial = None
 
@@ -103,8 +103,9 @@ def _check_row(each):
             raise ValueError(f"most of whole groups of {each.kind} must be in [1, {most}], got {each.most}")
     elif not (_is_power_of_two(each.block) and least <= each.block <= most):
         raise ValueError(f"block of {each.kind} must be a power of two in [{least}, {most}], got {each.block}")
-    if not (_is_power_of_two(each.per_warp) and PER_WARP[0] <= each.per_warp <= PER_WARP[1]):
-        raise ValueError(f"per_warp must be a power of two in {list(PER_WARP)}, got {each.per_warp}")
+    least, most = PER_WARP[each.kind]
+    if not (_is_power_of_two(each.per_warp) and least <= each.per_warp <= most):
+        raise ValueError(f"per_warp of {each.kind} must be a power of two in [{least}, {most}], got {each.per_warp}")
 
 
 def _is_power_of_two(n):

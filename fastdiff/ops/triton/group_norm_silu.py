@@ -18,6 +18,8 @@ from .tiles import channels_last, device_of, index_dtype, power_of_two
 MAX_WIDTH = 128    # channels of a chunk
 SECTOR = 32        # bytes: what one row of a channels_last tile should at least cover
 MERGE = 1024       # partial results merged at a time
+MINUS_LOG2E = tl.constexpr(-1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Groups(NamedTuple):
@@ -34,6 +36,10 @@ class Groups(NamedTuple):
     @property
     def whole(self):
         return self.chunks == 1
+
+    def full(self, G, D, S):
+        """Whether all elements of all tiles exist."""
+        return G % self.GROUPS == 0 and D % self.WIDTH == 0 and S % self.SPAN == 0
 
 
 def plan_groups(x, G, last, kind="group_norm_silu"):
@@ -59,7 +65,7 @@ def plan_groups(x, G, last, kind="group_norm_silu"):
 
 @triton.jit
 def locate_groups(S, G, group_tiles, chunks, position_chunks, D: tl.constexpr, GROUPS: tl.constexpr,
-                  WIDTH: tl.constexpr, SPAN: tl.constexpr):
+                  WIDTH: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr):
     """This program's sample (int64), chunk, groups [GROUPS]; channels, positions and validity of its tile."""
     program = tl.program_id(0)
     chunk = program % chunks
@@ -70,9 +76,14 @@ def locate_groups(S, G, group_tiles, chunks, position_chunks, D: tl.constexpr, G
     within = chunk // position_chunks * WIDTH + lane % WIDTH
     group = first_group + lane // WIDTH
     c = group * D + within
-    real = (within < D) & (group < G)
     s = chunk % position_chunks * SPAN + tl.arange(0, SPAN)
-    return sample, chunk, first_group + tl.arange(0, GROUPS), c, real, s, real[:, None] & (s < S)[None, :]
+    if FULL:
+        real = tl.full((GROUPS * WIDTH,), 1, tl.int1)
+        inside = tl.full((GROUPS * WIDTH, SPAN), 1, tl.int1)
+    else:
+        real = (within < D) & (group < G)
+        inside = real[:, None] & (s < S)[None, :]
+    return sample, chunk, first_group + tl.arange(0, GROUPS), c, real, s, inside
 
 
 @triton.jit
@@ -105,9 +116,7 @@ def modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c
 @triton.jit
 def group_sums(values, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
     """[channels] or [channels, positions] to [GROUPS]."""
-    if len(values.shape) == 2:
-        values = tl.sum(values, axis=1)
-    return tl.sum(tl.reshape(values, (GROUPS, WIDTH)), axis=1)
+    return tl.sum(tl.reshape(values, (GROUPS, values.numel // GROUPS)), axis=1)
 
 
 @triton.jit
@@ -133,18 +142,28 @@ def reciprocal_deviation(squares, count, eps):
 
 
 @triton.jit
-def sigmoid(h):
-    """1 / (1 + e^-h). The clamp keeps the Newton step, which repairs the approximate division, from inf * 0."""
-    t = 1.0 + tl.exp2(tl.minimum(h * -1.4426950408889634, 126.0, propagate_nan=tl.PropagateNan.ALL))
-    r = 1.0 / t
-    return tl.fma(r, tl.fma(-t, r, 1.0), r)
+def exponent(a, SILU: tl.constexpr):
+    """What makes z = -h log2(e) of h = n * a + b where there is an activation: a factor of both terms."""
+    return a * MINUS_LOG2E if SILU else a
 
 
 @triton.jit
-def activate(h, SILU: tl.constexpr):
-    if SILU:
-        h *= sigmoid(h)
-    return h
+def activate(z, SILU: tl.constexpr):
+    """h / (1 + e^-h) of z = -h log2(e)."""
+    return z / tl.fma(tl.exp2(z), MINUS_LOG2E, MINUS_LOG2E) if SILU else z
+
+
+@triton.jit
+def apply_map(n, a, b, SILU: tl.constexpr):
+    """act(n * a + b) of [channels, positions], a and b of channels."""
+    return activate(tl.fma(n, exponent(a, SILU)[:, None], exponent(b, SILU)[:, None]), SILU)
+
+
+@triton.jit
+def slope(z):
+    """Its derivative g (1 + h (1 - g)), g = 1 / (1 + e^-h)."""
+    g = 1.0 / (1.0 + tl.exp2(z))
+    return g * tl.fma(z, tl.fma(g, LN2, -LN2), 1.0)
 
 
 @triton.jit
@@ -189,8 +208,9 @@ def whole_groups_kernel(x,                           # [B, C, S]
                         residual, rng, sample_ids,   # [B, C, S], [2] and [B] int64, or None
                         C, S, G, group_tiles, count, eps, add_stride, scale_stride, shift_stride, threshold, factor,
                         stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                        WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
-    sample, _, group, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN)
+                        WIDTH: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr,
+                        INDEX: tl.constexpr):
+    sample, _, group, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     values = tl.load(x + base + offset, mask=inside, other=0.0).to(tl.float32)
     if add is not None:
@@ -201,8 +221,8 @@ def whole_groups_kernel(x,                           # [B, C, S]
     tl.store(rstd + sample * G + group, deviation, mask=group < G)
 
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
-    n = (centred - to_channels(drift, GROUPS, WIDTH)[:, None]) * to_channels(deviation, GROUPS, WIDTH)[:, None]
-    h = activate(tl.fma(n, a[:, None], b[:, None]), SILU)
+    a *= to_channels(deviation, GROUPS, WIDTH)
+    h = apply_map(centred, a, tl.fma(-to_channels(drift, GROUPS, WIDTH), a, b), SILU)
     at = None if residual is None else residual + base + offset
     h = finish(h, at, inside, rng, sample_ids, sample, threshold, factor, stream_id, c, 0, S, SPAN, BLOCKS, INDEX)
     tl.store(y + base + offset, h.to(y.dtype.element_ty), mask=inside)
@@ -213,9 +233,9 @@ def chunk_statistics_kernel(x, add,         # [B, C, S]; [B, C] or None
                             partial,        # [B, G, chunks, 2]: mean, sum of squares
                             C, S, G, group_tiles, chunks, position_chunks, add_stride,
                             LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-                            SPAN: tl.constexpr, INDEX: tl.constexpr):
+                            SPAN: tl.constexpr, FULL: tl.constexpr, INDEX: tl.constexpr):
     sample, chunk, group, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS,
-                                                             WIDTH, SPAN)
+                                                             WIDTH, SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     values = tl.load(x + base + offset, mask=inside, other=0.0).to(tl.float32)
     if add is not None:
@@ -265,14 +285,15 @@ def merge_statistics_kernel(partial,        # [B, G, chunks, 2]
 def apply_kernel(x, weight, bias, add, scale, shift, y, mean, rstd, residual, rng, sample_ids,  # as above
                  C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride, shift_stride, threshold,
                  factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr,
-                 WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+                 WIDTH: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr,
+                 INDEX: tl.constexpr):
     sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
-                                                         SPAN)
+                                                         SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
-    n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
-                   real, D)
+    centred, deviation = centred_tile(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G,
+                                      rstd + sample * G, c, real, D)
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
-    h = activate(tl.fma(n, a[:, None], b[:, None]), SILU)
+    h = apply_map(centred, a * deviation, b, SILU)
     at = None if residual is None else residual + base + offset
     h = finish(h, at, inside, rng, sample_ids, sample, threshold, factor, stream_id, c, chunk % position_chunks * SPAN,
                S, SPAN, BLOCKS, INDEX)
@@ -280,14 +301,20 @@ def apply_kernel(x, weight, bias, add, scale, shift, y, mean, rstd, residual, rn
 
 
 @triton.jit
-def normalized(x, inside, add, add_offset, mean, rstd, c, real, D: tl.constexpr):
-    """(x + add - mean) * rstd of a tile, given the statistics; 0 outside."""
+def centred_tile(x, inside, add, add_offset, mean, rstd, c, real, D: tl.constexpr):
+    """x + add - mean of a tile, given the statistics, and the reciprocal deviation of its channels."""
     values = tl.load(x, mask=inside, other=0.0).to(tl.float32)
     if add is not None:
         values += channel_values(add, add_offset, real, 0.0)[:, None]
     centre = tl.load(mean + c // D, mask=real, other=0.0)
-    deviation = tl.load(rstd + c // D, mask=real, other=0.0)
-    return tl.where(inside, (values - centre[:, None]) * deviation[:, None], 0.0)
+    return values - centre[:, None], tl.load(rstd + c // D, mask=real, other=0.0)
+
+
+@triton.jit
+def normalized(x, inside, add, add_offset, mean, rstd, c, real, D: tl.constexpr):
+    """(x + add - mean) * rstd of a tile; 0 outside."""
+    centred, deviation = centred_tile(x, inside, add, add_offset, mean, rstd, c, real, D)
+    return tl.where(inside, centred * deviation[:, None], 0.0)
 
 
 def aligned(x):
@@ -316,7 +343,7 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     last, count = channels_last(x), float(D * S)
     plan = plan_groups(x, groups, last)
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, LAST=last, D=D, GROUPS=plan.GROUPS, WIDTH=plan.WIDTH,
-                 SPAN=plan.SPAN, INDEX=index_dtype(C * S), num_warps=plan.num_warps)
+                 SPAN=plan.SPAN, FULL=plan.full(groups, D, S), INDEX=index_dtype(C * S), num_warps=plan.num_warps)
     strides = dict(add_stride=row_stride(add), scale_stride=row_stride(scale), shift_stride=row_stride(shift))
     chunks = dict(chunks=plan.chunks, position_chunks=plan.position_chunks)
     options = dict(residual=residual, rng=rng, sample_ids=sample_ids, threshold=threshold, factor=factor,

@@ -18,6 +18,7 @@ from .group_norm_silu import (
     aligned,
     blocks_are_whole,
     channel_values,
+    exponent,
     group_sums,
     kept,
     locate_groups,
@@ -25,7 +26,7 @@ from .group_norm_silu import (
     normalized,
     plan_groups,
     row_stride,
-    sigmoid,
+    slope,
     tile_offsets,
     to_channels,
 )
@@ -45,10 +46,15 @@ def tile_gradient(grad_y, n, inside, a, b, rng, sample_ids, sample, threshold, f
         keep = kept(rng, sample_ids, sample, threshold, stream_id, c, start, S, SPAN, BLOCKS, INDEX)
         dh = tl.where(keep, dh * factor, 0.0)
     if SILU:
-        h = tl.fma(n, a[:, None], b[:, None])
-        g = sigmoid(h)
-        dh *= g * tl.fma(h, 1.0 - g, 1.0)
+        dh *= slope(tl.fma(n, exponent(a, SILU)[:, None], exponent(b, SILU)[:, None]))
     return dh
+
+
+@triton.jit
+def input_gradient(n, dh, a, deviation, mean_a, mean_b):
+    """rstd * (a * dh - A - n * Bq), the last four of channels."""
+    moved = tl.fma((a * deviation)[:, None], dh, (-mean_a * deviation)[:, None])
+    return tl.fma(n, (-mean_b * deviation)[:, None], moved)
 
 
 @triton.jit
@@ -83,9 +89,9 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
                                  rng, sample_ids,                    # [2] and [B] int64, or None
                                  C, S, G, group_tiles, count, add_stride, scale_stride, shift_stride, threshold,
                                  factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr, D: tl.constexpr,
-                                 GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, BLOCKS: tl.constexpr,
-                                 INDEX: tl.constexpr):
-    sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN)
+                                 GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr, FULL: tl.constexpr,
+                                 BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+    sample, _, _, c, real, s, inside = locate_groups(S, G, group_tiles, 1, 1, D, GROUPS, WIDTH, SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
@@ -94,14 +100,14 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
                        c, 0, S, SILU, SPAN, BLOCKS, INDEX)
     P = tl.sum(dh, axis=1)
     Q = tl.sum(dh * n, axis=1)
-    R = tl.sum(n, axis=1)
+    R = tl.sum(n, axis=1) if grad_add is not None else P
     mean_a = to_channels(tl.div_rn(group_sums(a * P, GROUPS, WIDTH), count), GROUPS, WIDTH)
     mean_b = to_channels(tl.div_rn(group_sums(a * Q, GROUPS, WIDTH), count), GROUPS, WIDTH)
     deviation = tl.load(rstd + sample * G + c // D, mask=real, other=0.0)
     store_channel_gradients(P, Q, R, a, deviation, mean_a, mean_b, S, weight, bias, scale, sample, scale_stride, c,
                             real, C, grad_add, grad_scale, grad_shift, sums)
     if grad_x is not None:
-        value = deviation[:, None] * tl.fma(-n, mean_b[:, None], tl.fma(a[:, None], dh, -mean_a[:, None]))
+        value = input_gradient(n, dh, a, deviation, mean_a, mean_b)
         tl.store(grad_x + base + offset, value.to(grad_x.dtype.element_ty), mask=inside)
 
 
@@ -111,9 +117,9 @@ def chunk_sums_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift,  #
                       rng, sample_ids, C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride,
                       shift_stride, threshold, factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr,
                       D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-                      BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+                      FULL: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
     sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
-                                                         SPAN)
+                                                         SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
@@ -169,9 +175,9 @@ def apply_gradient_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift
                           rng, sample_ids, C, S, G, group_tiles, chunks, position_chunks, add_stride, scale_stride,
                           shift_stride, threshold, factor, stream_id, SILU: tl.constexpr, LAST: tl.constexpr,
                           D: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-                          BLOCKS: tl.constexpr, INDEX: tl.constexpr):
+                          FULL: tl.constexpr, BLOCKS: tl.constexpr, INDEX: tl.constexpr):
     sample, chunk, _, c, real, s, inside = locate_groups(S, G, group_tiles, chunks, position_chunks, D, GROUPS, WIDTH,
-                                                         SPAN)
+                                                         SPAN, FULL)
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     n = normalized(x + base + offset, inside, add, sample * add_stride + c, mean + sample * G, rstd + sample * G, c,
                    real, D)
@@ -182,7 +188,7 @@ def apply_gradient_kernel(grad_y, x, mean, rstd, weight, bias, add, scale, shift
     mean_a = tl.load(means + group * 2, mask=real, other=0.0)
     mean_b = tl.load(means + group * 2 + 1, mask=real, other=0.0)
     deviation = tl.load(rstd + group, mask=real, other=0.0)
-    value = deviation[:, None] * tl.fma(-n, mean_b[:, None], tl.fma(a[:, None], dh, -mean_a[:, None]))
+    value = input_gradient(n, dh, a, deviation, mean_a, mean_b)
     tl.store(grad_x + base + offset, value.to(grad_x.dtype.element_ty), mask=inside)
 
 
@@ -231,8 +237,9 @@ def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, s
     last, count = channels_last(x), float(D * S)
     plan = plan_groups(x, groups, last, "group_norm_silu_backward")
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, SILU=silu, LAST=last, D=D, GROUPS=plan.GROUPS,
-                 WIDTH=plan.WIDTH, SPAN=plan.SPAN, BLOCKS=blocks_are_whole(drop["rng"], S, plan.SPAN),
-                 INDEX=index_dtype(C * S), num_warps=plan.num_warps, **drop)
+                 WIDTH=plan.WIDTH, SPAN=plan.SPAN, FULL=plan.full(groups, D, S),
+                 BLOCKS=blocks_are_whole(drop["rng"], S, plan.SPAN), INDEX=index_dtype(C * S),
+                 num_warps=plan.num_warps, **drop)
     strides = dict(add_stride=row_stride(add), scale_stride=row_stride(scale), shift_stride=row_stride(shift))
     given = (grad_y, x, mean, rstd, weight, bias, add, scale, shift)
     grid = (B * plan.group_tiles * plan.chunks,)

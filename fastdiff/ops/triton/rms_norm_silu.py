@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import blocks
-from .group_norm_silu import activate, aligned, modulation, row_stride, tile_offsets
+from .group_norm_silu import aligned, apply_map, modulation, row_stride, tile_offsets
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
 ON_CHIP = 32768    # bytes of the largest tile
@@ -29,6 +29,10 @@ class Pages(NamedTuple):
     tiles: int     # of a sample
     num_warps: int
 
+    def full(self, C, S):
+        """Whether all elements of all tiles exist."""
+        return C % self.WIDTH == 0 and S % self.SPAN == 0
+
 
 def plan_pages(x, last, on_chip, kind):
     """Tiles of at most `on_chip` elements, of the table's block where more are not needed.
@@ -44,18 +48,19 @@ def plan_pages(x, last, on_chip, kind):
 
 
 @triton.jit
-def locate_page(S, tiles, SPAN: tl.constexpr):
+def locate_page(S, tiles, SPAN: tl.constexpr, FULL: tl.constexpr):
     """This program's sample (int64), positions and whether these exist."""
     program = tl.program_id(0)
     s = program % tiles * SPAN + tl.arange(0, SPAN)
-    return (program // tiles).to(tl.int64), s, s < S
+    return (program // tiles).to(tl.int64), s, tl.full((SPAN,), 1, tl.int1) if FULL else s < S
 
 
 @triton.jit
-def read_chunk(x, chunk, sample, s, exists, C, S, WIDTH: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr):
+def read_chunk(x, chunk, sample, s, exists, C, S, WIDTH: tl.constexpr, LAST: tl.constexpr, FULL: tl.constexpr,
+               INDEX: tl.constexpr):
     """A chunk's values; its channels and whether these exist; the tile's offsets and where it is inside."""
     c = chunk * WIDTH + tl.arange(0, WIDTH)
-    real = c < C
+    real = tl.full((WIDTH,), 1, tl.int1) if FULL else c < C
     base, offset = tile_offsets(sample, c, s, C, S, LAST, INDEX)
     inside = real[:, None] & exists[None, :]
     return tl.load(x + base + offset, mask=inside, other=0.0).to(tl.float32), c, real, base + offset, inside
@@ -64,7 +69,7 @@ def read_chunk(x, chunk, sample, s, exists, C, S, WIDTH: tl.constexpr, LAST: tl.
 @triton.jit
 def reciprocal_norm(squares, C, eps):
     """1 / sqrt(mean of squares + eps) of each position."""
-    return tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(squares, C.to(tl.float32)) + eps))
+    return 1.0 / tl.sqrt_rn(tl.fma(squares, tl.div_rn(1.0, C.to(tl.float32)), eps))
 
 
 @triton.jit
@@ -79,20 +84,20 @@ def rms_norm_silu_kernel(x,               # [B, C, S]
                          y,               # [B, C, S]
                          C, S, tiles, eps, most, scale_stride, shift_stride,
                          SILU: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-                         CHUNKS: tl.constexpr, INDEX: tl.constexpr):
-    sample, s, exists = locate_page(S, tiles, SPAN)
-    values, c, real, offset, inside = read_chunk(x, 0, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+                         CHUNKS: tl.constexpr, FULL: tl.constexpr, INDEX: tl.constexpr):
+    sample, s, exists = locate_page(S, tiles, SPAN, FULL)
+    values, c, real, offset, inside = read_chunk(x, 0, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
     squares = tl.sum(values * values, axis=0)
     for chunk in range(1, CHUNKS):
-        values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+        values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
         squares += tl.sum(values * values, axis=0)
     r = limited(reciprocal_norm(squares, C, eps), most)
     for step in range(CHUNKS):
         chunk = CHUNKS - 1 - step
         if CHUNKS > 1:
-            values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+            values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
         gain, start = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
-        h = activate(tl.fma(values * r[None, :], gain[:, None], start[:, None]), SILU)
+        h = apply_map(values * r[None, :], gain, start, SILU)
         tl.store(y + offset, h.to(y.dtype.element_ty), mask=inside)
 
 
@@ -106,5 +111,5 @@ def rms_norm_silu(x, weight, eps, most, scale, shift, silu, y):
     with device_of(x):
         rms_norm_silu_kernel[(B * plan.tiles,)](
             aligned(x), weight, scale, shift, y, C, S, plan.tiles, eps, most, row_stride(scale), row_stride(shift),
-            SILU=silu, LAST=last, WIDTH=plan.WIDTH, SPAN=plan.SPAN, CHUNKS=plan.CHUNKS, INDEX=index_dtype(C * S),
-            num_warps=plan.num_warps)
+            SILU=silu, LAST=last, WIDTH=plan.WIDTH, SPAN=plan.SPAN, CHUNKS=plan.CHUNKS, FULL=plan.full(C, S),
+            INDEX=index_dtype(C * S), num_warps=plan.num_warps)

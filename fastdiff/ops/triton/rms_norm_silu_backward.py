@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_silu import aligned, channel_values, modulation, row_stride, sigmoid
+from .group_norm_silu import aligned, channel_values, exponent, modulation, row_stride, slope
 from .group_norm_silu_backward import BATCH_BLOCK, CHANNEL_BLOCK, sum_batch_kernel, sum_chunks
 from .rms_norm_silu import (
     UNALIGNED,
@@ -36,20 +36,19 @@ def chunk_gradient(values, grad_y, weight, scale, shift, scale_stride, shift_str
     a, b = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
     dh = tl.load(grad_y, mask=inside, other=0.0).to(tl.float32)
     if SILU:
-        h = tl.fma(n, a[:, None], b[:, None])
-        g = sigmoid(h)
-        dh *= g * tl.fma(h, 1.0 - g, 1.0)
+        dh *= slope(tl.fma(n, exponent(a, SILU)[:, None], exponent(b, SILU)[:, None]))
     return n, dh, a
 
 
 @triton.jit
 def add_chunk(products, partial, n, dh, a, c, real, C):
     """products [positions] and a * dh * n; stores the chunk's sums over the positions."""
+    product = dh * n
     if partial is not None:
         sums = partial + tl.program_id(0).to(tl.int64) * 2 * C
-        tl.store(sums + c, tl.sum(dh * n, axis=1), mask=real)
+        tl.store(sums + c, tl.sum(product, axis=1), mask=real)
         tl.store(sums + C + c, tl.sum(dh, axis=1), mask=real)
-    return products + tl.sum(a[:, None] * dh * n, axis=0)
+    return products + tl.sum(a[:, None] * product, axis=0)
 
 
 @triton.jit
@@ -59,7 +58,7 @@ def mean_of(products, norm, most, C):
 
 @triton.jit
 def write_chunk(grad_x, n, dh, a, r, mean, inside):
-    value = r[None, :] * tl.fma(a[:, None], dh, -n * mean[None, :])
+    value = r[None, :] * tl.fma(a[:, None], dh, n * -mean[None, :])
     tl.store(grad_x, value.to(grad_x.dtype.element_ty), mask=inside)
 
 
@@ -71,12 +70,12 @@ def rms_norm_silu_backward_kernel(grad_y, x,          # [B, C, S]
                                   partial,            # [B, tiles, 2, C] or None: Q, P
                                   C, S, tiles, eps, most, scale_stride, shift_stride,
                                   SILU: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-                                  CHUNKS: tl.constexpr, INDEX: tl.constexpr):
-    sample, s, exists = locate_page(S, tiles, SPAN)
-    values, c, real, offset, inside = read_chunk(x, 0, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+                                  CHUNKS: tl.constexpr, FULL: tl.constexpr, INDEX: tl.constexpr):
+    sample, s, exists = locate_page(S, tiles, SPAN, FULL)
+    values, c, real, offset, inside = read_chunk(x, 0, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
     squares = tl.sum(values * values, axis=0)
     for chunk in range(1, CHUNKS):
-        values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+        values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
         squares += tl.sum(values * values, axis=0)
     norm = reciprocal_norm(squares, C, eps)
     r = limited(norm, most)
@@ -89,14 +88,15 @@ def rms_norm_silu_backward_kernel(grad_y, x,          # [B, C, S]
             write_chunk(grad_x + offset, n, dh, a, r, mean_of(products, norm, most, C), inside)
     else:
         for chunk in range(CHUNKS):
-            values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+            values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
             n, dh, a = chunk_gradient(values, grad_y + offset, weight, scale, shift, scale_stride, shift_stride, r,
                                       sample, c, real, inside, SILU)
             products = add_chunk(products, partial, n, dh, a, c, real, C)
         if grad_x is not None:
             mean = mean_of(products, norm, most, C)
             for chunk in range(CHUNKS):
-                values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, INDEX)
+                values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL,
+                                                             INDEX)
                 n, dh, a = chunk_gradient(values, grad_y + offset, weight, scale, shift, scale_stride, shift_stride, r,
                                           sample, c, real, inside, SILU)
                 write_chunk(grad_x + offset, n, dh, a, r, mean, inside)
@@ -140,7 +140,8 @@ def rms_norm_silu_backward(grad_y, x, weight, eps, most, scale, shift, silu, gra
         rms_norm_silu_backward_kernel[(B * plan.tiles,)](
             aligned(grad_y), aligned(x), weight, scale, shift, grad_x, partial, C, S, plan.tiles, eps, most,
             row_stride(scale), row_stride(shift), SILU=silu, LAST=last, WIDTH=plan.WIDTH, SPAN=plan.SPAN,
-            CHUNKS=plan.CHUNKS, INDEX=index_dtype(C * S), num_warps=plan.num_warps)
+            CHUNKS=plan.CHUNKS, FULL=plan.full(C, S), INDEX=index_dtype(C * S), num_warps=plan.num_warps,
+            enable_fp_fusion=False)  # a product fused into a sum's first step would differ from lane to lane
         if of_channels:
             _sum_tiles(partial, weight, scale, grad_weight, grad_scale, grad_shift)
 
