@@ -57,58 +57,81 @@ struct Element {
   Value x, m, v, extra, h0, h1, h2, noise;
 };
 
-// total + coefficient * value, or total where the term does not exist.
-template <class Value, class Real>
-FD_FN Value add_term(Value total, const Row<Real>& row, uint32_t terms, int column, Value value) {
+// total + coefficient * value, or total where the term does not exist. AnyRow: a Row, or what has such an `at`.
+template <class Value, class AnyRow>
+FD_FN Value add_term(Value total, const AnyRow& row, uint32_t terms, int column, Value value) {
   return terms & column_bit(column) ? madd(value, row.at[column], total) : total;
 }
 
-template <class Value, class Real>
-FD_FN Value first_term(const Row<Real>& row, uint32_t terms, int column, Value value) {
-  return terms & column_bit(column) ? value * row.at[column] : Value{};
+// 0 of any type; there are others of some.
+template <class Value>
+FD_FN Value zero_like(const Value&) {
+  return Value{};
+}
+
+template <class Value, class AnyRow>
+FD_FN Value first_term(const AnyRow& row, uint32_t terms, int column, Value value) {
+  return terms & column_bit(column) ? value * row.at[column] : zero_like(value);
 }
 
 // gain * (m_uncond + w (m_cond - m_uncond)).
-template <class Value, class Real>
-FD_FN Value guide(Value uncond, Value cond, const Row<Real>& row, uint32_t terms, Real gain) {
+template <class Value, class AnyRow, class Real>
+FD_FN Value guide(Value uncond, Value cond, const AnyRow& row, uint32_t terms, Real gain) {
   return add_term(uncond, row, terms, kW, cond - uncond) * gain;
+}
+
+// clip(p_x x + p_m m, bound) shrink, what x0 is where there is no g_0 extra.
+template <class Value, class AnyRow, class Bound, class Real>
+FD_FN Value clipped_x0(Value x, Value m, const AnyRow& row, uint32_t terms, Bound bound, Real shrink) {
+  return clip(add_term(first_term(row, terms, kPX, x), row, terms, kPM, m), bound) * shrink;
 }
 
 // clip(p_x x + p_m m, bound) shrink + g_0 extra.
 template <class Value, class Real>
 FD_FN Value estimate_x0(const Element<Value>& e, const Row<Real>& row, uint32_t terms, Value bound, Real shrink) {
-  const Value raw = add_term(first_term(row, terms, kPX, e.x), row, terms, kPM, e.m);
-  return add_term(clip(raw, bound) * shrink, row, terms, kG0, e.extra);
+  return add_term(clipped_x0(e.x, e.m, row, terms, bound, shrink), row, terms, kG0, e.extra);
+}
+
+// c_x x + c_0 x0.
+template <class Value, class AnyRow>
+FD_FN Value first_terms(Value x, Value x0, const AnyRow& row, uint32_t terms) {
+  return add_term(first_term(row, terms, kCX, x), row, terms, kC0, x0);
+}
+
+// Whether the row's deviation is not 1.
+FD_FN bool deviates(uint32_t terms) { return terms & terms_of(kL0, kL1); }
+
+// s = exp((l_0 + l_1 v) / 2).
+template <class Value, class AnyRow>
+FD_FN Value deviation(Value v, const AnyRow& row, uint32_t terms) {
+  return exp(add_term(Value{} + row.at[kL0], row, terms, kL1, v) * 0.5f);
 }
 
 // c_x x + c_0 x0 + c_m m + c_1 h0 + c_2 h1 + c_3 h2 + (g_x + g_v s^2) extra + std s noise, s = exp((l_0 + l_1 v) / 2).
 template <class Value, class Real>
 FD_FN Value next_state(const Element<Value>& e, Value x0, const Row<Real>& row, uint32_t terms) {
-  Value next = first_term(row, terms, kCX, e.x);
-  next = add_term(next, row, terms, kC0, x0);
-  next = add_term(next, row, terms, kCM, e.m);
+  Value next = add_term(first_terms(e.x, x0, row, terms), row, terms, kCM, e.m);
   next = add_term(next, row, terms, kC1, e.h0);
   next = add_term(next, row, terms, kC2, e.h1);
   next = add_term(next, row, terms, kC3, e.h2);
   next = add_term(next, row, terms, kGX, e.extra);
-  if (!(terms & terms_of(kL0, kL1)))
-    return add_term(add_term(next, row, terms, kGV, e.extra), row, terms, kStd, e.noise);
-  const Value s = exp(add_term(Value{} + row.at[kL0], row, terms, kL1, e.v) * Real(0.5));
+  if (!deviates(terms)) return add_term(add_term(next, row, terms, kGV, e.extra), row, terms, kStd, e.noise);
+  const Value s = deviation(e.v, row, terms);
   next = add_term(next, row, terms, kGV, s * s * e.extra);
   return add_term(next, row, terms, kStd, s * e.noise);
 }
 
 // q_x x + q_0 x0 + q_m m, for history.
-template <class Value, class Real>
-FD_FN Value pushed(const Element<Value>& e, Value x0, const Row<Real>& row, uint32_t terms) {
-  return add_term(add_term(first_term(row, terms, kQX, e.x), row, terms, kQ0, x0), row, terms, kQM, e.m);
+template <class Value, class AnyRow>
+FD_FN Value pushed(Value x, Value x0, Value m, const AnyRow& row, uint32_t terms) {
+  return add_term(add_term(first_term(row, terms, kQX, x), row, terms, kQ0, x0), row, terms, kQM, m);
 }
 
 // mask * next + (1 - mask)(k_0 known + k_n known_noise).
-template <class Value, class Real>
-FD_FN Value blend(Value next, Value mask, Value known, Value known_noise, const Row<Real>& row, uint32_t terms) {
+template <class Value, class AnyRow>
+FD_FN Value blend(Value next, Value mask, Value known, Value known_noise, const AnyRow& row, uint32_t terms) {
   const Value kept = add_term(first_term(row, terms, kK0, known), row, terms, kKN, known_noise);
-  return madd(mask, next, (Real(1) - mask) * kept);
+  return madd(mask, next, (1.0f - mask) * kept);
 }
 
 }  // namespace FD_SPACE

@@ -44,7 +44,7 @@ FD_SIMD void combine(const Inputs<Real>& in, const Row<Real>& row, uint32_t term
     if (terms & terms_of(kStd)) e.noise = load(in.noise + i);
     const Value x0 = estimate_x0(e, row, terms, limit, shrink);
     store(y + i, next_state(e, x0, row, terms));
-    if (pushed_to) store(pushed_to + i, pushed(e, x0, row, terms));
+    if (pushed_to) store(pushed_to + i, pushed(e.x, x0, e.m, row, terms));
   }
 }
 

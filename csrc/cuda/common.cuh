@@ -261,6 +261,18 @@ FD_DEVICE float exp2_of(float v) {
 #endif
 }
 
+// v limited to [-bound, bound]; NaN passes.
+FD_DEVICE float limited(float v, float bound) {
+#ifdef __CUDACC__
+  float limited;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(limited) : "f"(v), "f"(-bound));
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(limited) : "f"(bound));
+  return limited;
+#else
+  return v > bound ? bound : v < -bound ? -bound : v;
+#endif
+}
+
 constexpr float kMinusLog2E = -1.4426950408889634f;
 
 FD_DEVICE float exp_minus(float h) { return exp2_of(h * kMinusLog2E); }
@@ -284,6 +296,22 @@ FD_DEVICE float slope_of_silu(float h) {
 FD_DEVICE int afresh(int v) {
 #ifdef __CUDACC__
   asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
+// v, computed here and kept: not made again wherever it is used.
+FD_DEVICE int64_t settled(int64_t v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+l"(v));
+#endif
+  return v;
+}
+
+// v where it is asked for: a constant that only one way leads to is else put into registers on every way.
+FD_DEVICE float put_off(float v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+f"(v));
 #endif
   return v;
 }

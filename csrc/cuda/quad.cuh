@@ -193,7 +193,7 @@ FD_DEVICE Offsets offsets_of(const Strides& strides, const Quad& q) {
 }
 
 FD_DEVICE int64_t vector_offset(const Strides& strides, const Quad& q) {
-  return q.b * strides.sample + (strides.channel ? q.first : q.first - divide(q.first, q.S) * q.S);
+  return q.b * strides.sample + q.first;
 }
 
 template <int kAccess, class T, int N>

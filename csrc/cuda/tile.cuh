@@ -104,13 +104,19 @@ FD_DEVICE void store_vector(const Tile& tile, T* p, const float (&v)[N]) {
   }
 }
 
+template <int N>
+FD_DEVICE void fill_zeros(float (&v)[N]) {
+  const float zero = put_off(0.0f);
+  FD_UNROLL
+  for (int j = 0; j < N; ++j) v[j] = zero;
+}
+
 // The thread's elements of a tensor's sample at p.
 template <class T, int N>
 FD_DEVICE void load_tile(const Tile& tile, const T* p, const Strides& strides, float (&v)[N]) {
   const bool runs = has_runs(strides);
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) v[j] = 0.0f;        // what does not exist is exchanged as well
   if (tile.has<N>(runs)) load_vector(tile, p + tile_offset<N>(tile, strides), v);
+  else fill_zeros(v);                             // what does not exist is exchanged as well
   if (runs != tile.runs) exchange(tile, runs, v);
 }
 
