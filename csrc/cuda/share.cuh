@@ -14,7 +14,8 @@ struct Share {
 };
 
 static inline Share make_share(const Walk& walk, Access access, int quads) {
-  if (access == kTiles) return {uint32_t((walk.tiles + quads - 1) / quads), int32_t(walk.tile_quads * walk.C), quads, quads};
+  const int32_t tile = int32_t(walk.tile_quads * walk.C);
+  if (access == kTiles) return {uint32_t((walk.tiles + quads - 1) / quads), tile, quads, quads};
   const int64_t warps = (walk.quads + quads * kWarp - 1) / (quads * kWarp);
   const int64_t blocks = (warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
   const int32_t threads = int32_t((warps + blocks - 1) / blocks * kWarp);
