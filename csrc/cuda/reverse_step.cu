@@ -171,14 +171,14 @@ struct Step {
   }
 
   FD_MEMBER void put_aside(const Values& values) const {
-    const Shared<float> to = aside();
+    const Shared<float> to = aside() + afresh(threadIdx.x);
     FD_UNROLL
-    for (int j = 0; j < N * M; ++j) to[j * kBlock + threadIdx.x] = values.at[j];
+    for (int j = 0; j < N * M; ++j) to[j * kBlock] = values.at[j];
   }
 
   FD_MEMBER Values take_back() const {
-    const Shared<float> from = aside();
-    return packed<N * M>([&](int j) { return float(from[j * kBlock + threadIdx.x]); });
+    const Shared<float> from = aside() + afresh(threadIdx.x);
+    return packed<N * M>([&](int j) { return float(from[j * kBlock]); });
   }
 
   // The network's output, from first_channel on, of the sample or of its conditional half.
@@ -319,7 +319,7 @@ struct Step {
 
   // x'.
   FD_MEMBER Values advance() const {
-    Values v = filled<N * M>(0.0f), y = kAccess != kVectors || here[0] ? mean(v) : filled<N * M>(0.0f);
+    Values v = filled<N * M>(0.0f), y = mean(v);
     if (kAccess != kTiles && !has(kDraws)) {
       add_noise(kStep, given(a.p.noise, kStd), v, y);
       if (a.p.mask) add_noise(kKnown, given(a.p.known_noise, kKN), v, y);
@@ -331,7 +331,7 @@ struct Step {
       const void* const data = stream == kStep ? a.p.noise : a.p.known_noise;
       const int column = stream == kStep ? kStd : kKN;
       const Values z = data || !has(column_bit(column)) ? given(data, column) : draw(stream);
-      if (kAccess != kVectors || here[0]) add_noise(stream, z, v, y);
+      add_noise(stream, z, v, y);
     }
     return y;
   }
@@ -377,15 +377,17 @@ template <class T, int kAccess, int N>
 __global__ void __launch_bounds__(kBlock, 3) reverse_step_kernel(const ReverseStep a) {
   constexpr int M = at_once(kAccess, N);
   Start start = find_start<kAccess>(a.share);
-  const Current now = read_row(a, start.b);
+  Current now = read_row(a, start.b);
   Step<T, kAccess, N, M> step{a, now, {}, {}, {}};
   if constexpr (kAccess == kTiles) {
     step.place(start);
     step.run();
   } else {
     const int64_t end = end_of(a.walk, a.share, start);
-    const bool exchanges = kAccess == kVectors && now.terms & a.scattered;   // with all threads
-    if (start.index >= end && !exchanges) return;
+    if (start.index >= end) {
+      if (kAccess != kVectors || !(now.terms & a.scattered)) return;
+      now.terms &= kTaken | kDraws | terms_of(kStd);  // all threads draw for others what is exchanged
+    }
     do {
       step.place(start);
       step.run();
@@ -451,6 +453,7 @@ Status reverse_step(const ReverseStepParams& p, Place place) {
     if (p.B * arguments.walk.quads == 0) return Status{};
     arguments.share = make_share(arguments.walk, arguments.scattered ? kTiles : access,
                                  quads_of(p, access, arguments.walk));
+    if (arguments.scattered) arguments.share.length *= arguments.share.threads;
     const auto kernel = kernel_of<T>(arguments.walk, [=](auto width) {
       constexpr int N = decltype(width)::value;
       return kernel_of(access, reverse_step_kernel<T, kElements, kQuad>, reverse_step_kernel<T, kVectors, N>,

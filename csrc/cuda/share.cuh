@@ -10,13 +10,16 @@ namespace cuda {
 struct Share {
   uint32_t blocks;
   int32_t threads, quads;
+  int32_t length;         // quads or tiles of a block
 };
 
 static inline Share make_share(const Walk& walk, Access access, int quads) {
-  if (access == kTiles) return {uint32_t((walk.tiles + quads - 1) / quads), int32_t(walk.tile_quads * walk.C), quads};
+  const int32_t tile = int32_t(walk.tile_quads * walk.C);
+  if (access == kTiles) return {uint32_t((walk.tiles + quads - 1) / quads), tile, quads, quads};
   const int64_t warps = (walk.quads + quads * kWarp - 1) / (quads * kWarp);
   const int64_t blocks = (warps + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  return {uint32_t(blocks), int32_t((warps + blocks - 1) / blocks * kWarp), quads};
+  const int32_t threads = int32_t((warps + blocks - 1) / blocks * kWarp);
+  return {uint32_t(blocks), threads, quads, threads * quads};
 }
 
 // A launch refuses a grid of 2^31 blocks, and 2^32 - 1 stand for any that are more.
@@ -34,8 +37,7 @@ struct Start {
 template <int kAccess>
 FD_DEVICE Start find_start(const Share& share) {
   const uint32_t b = blockIdx.x / share.blocks, block = blockIdx.x - b * share.blocks;
-  const int32_t quads = (kAccess == kTiles ? 1 : share.threads) * share.quads;
-  return {b, int64_t(block) * quads + (kAccess == kTiles ? 0 : int(threadIdx.x))};
+  return {b, int64_t(block) * share.length + (kAccess == kTiles ? 0 : int(threadIdx.x))};
 }
 
 // A sample's quad by its number; kVectors.
@@ -44,14 +46,14 @@ FD_DEVICE Quad vector_quad(const Walk& walk, uint32_t b, int64_t index) {
   Quad q{};
   q.b = b;
   q.S = walk.S;
-  q.first = index * N;
+  q.first = settled(index * N);   // else a loop's addresses are advanced one by one, and accesses fall apart
   q.count = N;
   return q;
 }
 
 // Where the thread's quads end; not kTiles.
 FD_DEVICE int64_t end_of(const Walk& walk, const Share& share, const Start& start) {
-  const int64_t end = start.index + share.quads * share.threads;
+  const int64_t end = start.index + share.length;
   return end < walk.quads ? end : walk.quads;
 }
 
