@@ -26,6 +26,7 @@ BLOCKS = {  # what a block may be, of each kind of kernels
     "rms_norm_silu_backward": (1024, 8192),
 }
 PER_WARP = {kind: (128, 512 if kind == "image" else 1024) for kind in BLOCKS}  # 4 to 16 or 32 elements a lane
+MASKED = 256  # elements that a warp has at most where not all of a tile exist: more would spill
 
 
 class Row(NamedTuple):
@@ -34,8 +35,10 @@ class Row(NamedTuple):
     block: int     # elements of a program's tile; WHOLE: all groups that it begins
     per_warp: int  # elements of it that a warp has
 
-    def warps(self, elements):
-        return min(16, max(1, elements // self.per_warp))
+    def warps(self, elements, full=True):
+        """Of a tile of so many elements; masks take registers, so that a lane of tiles that are not full has fewer."""
+        per_warp = self.per_warp if full else min(self.per_warp, MASKED)
+        return min(16, max(1, elements // per_warp))
 
 
 # The first row of a kind that is large enough counts. Some are alike: they are tuned apart.

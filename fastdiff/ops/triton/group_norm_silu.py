@@ -59,8 +59,8 @@ def plan_groups(x, G, last, kind="group_norm_silu"):
             width = min(width, sizes.block // span)
     position_chunks = triton.cdiv(S, span)
     chunks = triton.cdiv(D, width) * position_chunks
-    warps = sizes.warps(groups * width * span)
-    return Groups(groups, width, span, triton.cdiv(G, groups), chunks, position_chunks, warps)
+    plan = Groups(groups, width, span, triton.cdiv(G, groups), chunks, position_chunks, 0)
+    return plan._replace(num_warps=sizes.warps(groups * width * span, plan.full(G, D, S)))
 
 
 @triton.jit

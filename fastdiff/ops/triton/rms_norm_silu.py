@@ -44,7 +44,8 @@ def plan_pages(x, last, on_chip, kind):
     least = 1 if last else min(power_of_two(S), SECTOR // itemsize)
     width = min(power_of_two(C), on_chip // least)
     span = min(power_of_two(S), max(least, sizes.block // width))
-    return Pages(width, span, triton.cdiv(C, width), triton.cdiv(S, span), sizes.warps(width * span))
+    pages = Pages(width, span, triton.cdiv(C, width), triton.cdiv(S, span), 0)
+    return pages._replace(num_warps=sizes.warps(width * span, pages.full(C, S)))
 
 
 @triton.jit
