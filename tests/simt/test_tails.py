@@ -29,6 +29,17 @@ def test_threads_past_the_samples_end_write_nothing():
     assert 32 * launch["tensors"]["out"]["written_sectors"] == 2 * 3 * 4 * 12 * 4
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 13, 20), (1, 5, 8, 33), (2, 3, 44, 44)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_past_the_samples_end_draw_for_others(shape, dtype):
+    """Channels last: 3 quads in a last tile of 192, a few in one of 5 channels; the noise is that of channels first."""
+    rows, key, ids = step.table(step.ROWS["no network, only noise"]), rng.make_rng(1), torch.arange(shape[0])
+    x, row = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype), torch.tensor(0)
+    last = x.contiguous(memory_format=torch.channels_last)
+    expected, y = (ops.reverse_step(each, None, rows, row, rng=key, sample_ids=ids) for each in (x, last))
+    assert same_bits(y, expected) and y.stride() == last.stride()
+
+
 def test_a_short_last_tile_after_full_ones():
     """Five tiles of 8192 positions but for four; and 12 groups, 8 to a tile."""
     norm.check(norm.inputs((1, 1, 4, 10239), torch.float32, "cpu"), 1)
