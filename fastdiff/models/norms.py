@@ -34,7 +34,7 @@ class GroupNormSiLU(nn.Module):
 class RMSNormSiLU(nn.Module):
     """drop(act(x / |x| * sqrt(C) * weight * (1 + scale) + shift)), |x| over the channels of a pixel; shapes as above.
 
-    dropout is torch's, by torch's generator; the counters of `GroupNormSiLU` are taken and unused.
+    dropout is torch's, by torch's generator; rng, sample_ids and layer are taken, as of any norm, and unused.
     """
 
     def __init__(self, channels, silu=True):
@@ -42,7 +42,7 @@ class RMSNormSiLU(nn.Module):
         self.silu = silu
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x, scale=None, shift=None, dropout=0.0, **counters):
+    def forward(self, x, scale=None, shift=None, dropout=0.0, rng=None, sample_ids=None, layer=0):
         y = ops.rms_norm_silu(x, self.weight, scale=scale, shift=shift, silu=self.silu)
         return F.dropout(y, dropout) if dropout else y
 

@@ -65,6 +65,12 @@ def test_after_an_rms_norm_it_is_torchs():
     torch.testing.assert_close(y, x + block.conv_2(h))
 
 
+def test_an_rms_norm_takes_nothing_that_it_has_no_use_for():
+    """An add, say, of a block without scale-shift, which would go unseen."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'add'"):
+        ResBlock(8, 8, 16, norm=RMSNormSiLU)(image(2, 8, 4, 4), image(2, 16))
+
+
 def test_masks_follow_the_samples_ids():
     """A sample has the same masks in any batch and place; other ids, other draws and other seeds have others."""
     net, x, t, ids = network(0.3), image(4, 1, 8, 8), torch.arange(4) * 9, torch.arange(4) + 50

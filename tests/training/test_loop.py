@@ -117,6 +117,20 @@ def test_constant_learning_rate():
     assert {lr_factor(step, TrainConfig(steps=50, warmup=0)) for step in range(60)} == {1.0}
 
 
+def test_dropout_follows_the_places_in_the_batch(make_model, process, images, tmp_path):
+    """In every part of a batch; a model that takes no counters is given none."""
+    model, given = make_model(dropout=0.3), []
+    model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    run(model, process, images, tmp_path / "a", config(steps=2, batch_size=4, accumulate=2))
+    told = [(kwargs["counters"][0][0].item(), kwargs["counters"][1].tolist()) for kwargs in given]
+    assert told == [(0, [0, 1]), (0, [2, 3])] * 2
+    model, given[:] = make_model(), []
+    model.takes_counters = False
+    model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    run(model, process, images, tmp_path / "b", config(steps=1, batch_size=4))
+    assert given == [{}]
+
+
 def test_it_learns(make_model, process, images, tmp_path):
     model = run(make_model(), process, images, tmp_path / "a", config(steps=150, batch_size=20, log_every=30))
     losses = [line["loss"] for line in lines(tmp_path / "a")]
