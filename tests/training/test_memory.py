@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fastdiff import UNet, UNetConfig, ops
 from fastdiff.models.norms import GroupNormSiLU
+from fastdiff.ops import reference
 
 COUNTERS = ops.rng.make_rng(1), torch.arange(2)
 
@@ -31,7 +32,7 @@ def total(kept):
 
 def kept_of(shape, dropout, rng, sample_ids, layer):
     """Dropout's mask by its definition."""
-    words = ops.reference.words(shape[1:].numel(), rng, sample_ids, ops.rng.DROPOUT + layer)  # [4, B, blocks]
+    words = reference.words(shape[1:].numel(), rng, sample_ids, ops.rng.DROPOUT + layer)  # [4, B, blocks]
     return (words.permute(1, 2, 0).reshape(shape) >= int(dropout * 2**32)).contiguous(memory_format=torch.channels_last)
 
 
