@@ -16,7 +16,11 @@ STEPS = 100
 LOOPS = {
     "ddpm": (("ddpm", {}), ("DDPMScheduler", {})),
     "ddim": (("ddim", {}), ("DDIMScheduler", {})),
+    "euler": (("euler", {"clip": None}), ("EulerDiscreteScheduler", {})),
+    "euler_ancestral": (("euler_ancestral", {"clip": None}), ("EulerAncestralDiscreteScheduler", {})),
+    "heun": (("heun", {"clip": None}), ("HeunDiscreteScheduler", {})),
     "dpmpp_2m": (("dpmpp_2m", {"clip": None}), ("DPMSolverMultistepScheduler", {})),
+    "unipc": (("unipc", {"clip": None}), ("UniPCMultistepScheduler", {})),
 }
 
 

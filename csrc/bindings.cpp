@@ -7,7 +7,10 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/kernels.h"
 #ifdef FD_CUDA
@@ -31,6 +34,7 @@ struct Names {
   PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
   PyObject* shape = PyUnicode_InternFromString("shape");
   PyObject* stride = PyUnicode_InternFromString("stride");
+  PyObject* nbytes = PyUnicode_InternFromString("nbytes");
 };
 
 const Names& names() {
@@ -79,6 +83,8 @@ struct Tensor {
     return owned(PyObject_CallMethodNoArgs(object.ptr(), names().is_contiguous)).ptr() == Py_True ? kChannelsFirst
                                                                                                   : kChannelsLast;
   }
+
+  int64_t bytes() const { return py::cast<int64_t>(owned(PyObject_GetAttr(object.ptr(), names().nbytes))); }
 
   int64_t row_stride() const {
     if (!*this) return 0;
@@ -130,7 +136,8 @@ struct Call {
   uintptr_t stream;
   int threads;
 
-  explicit Call(Arguments& a) : device(int(a.integer())), stream(uintptr_t(a.integer())), threads(int(a.integer())) {}
+  explicit Call(Arguments& a) : Call(int(a.integer()), a) {}
+  Call(int device, Arguments& a) : device(device), stream(uintptr_t(a.integer())), threads(int(a.integer())) {}
 };
 
 // Below this many elements a kernel is over before another thread could take the GIL.
@@ -189,8 +196,7 @@ PyObject* q_sample(Arguments a) {
   return FD_RUN(q_sample, p, p.B * p.C * p.H * p.W);
 }
 
-PyObject* reverse_step(Arguments a) {
-  const Call call(a);
+ReverseStepParams reverse_step_arguments(const Call& call, Arguments& a) {
   const Tensor x = a.tensor(), model_output = a.tensor(), rows = a.tensor(), row = a.tensor();
   ReverseStepParams p = {};
   p.x = x, p.model_output = model_output, p.rows = rows, p.row = row, p.out = a.tensor();
@@ -218,6 +224,87 @@ PyObject* reverse_step(Arguments a) {
     const Shape extents(mask);
     p.mask_B = int32_t(extents[0]), p.mask_C = int32_t(extents[1]);
   }
+  return p;
+}
+
+PyObject* reverse_step(Arguments a) {
+  const Call call(a);
+  const ReverseStepParams p = reverse_step_arguments(call, a);
+  return FD_RUN(reverse_step, p, p.B * p.C * p.S);
+}
+
+bool equal(const py::object& found, py::handle expected) {
+  return found.ptr() == expected.ptr() || PyObject_RichCompareBool(found.ptr(), expected.ptr(), Py_EQ) == 1;
+}
+
+// reverse_step of many rows on tensors that stay where they are: only the output's memory, the row and its noise change.
+struct Steps {
+  int device;
+  ReverseStepParams params;  // of row 0
+  int64_t count, row_step, rng_step;
+  py::object output_device, output_dtype, output_shape, output_stride;
+  int64_t output_bytes;
+  std::vector<std::pair<uintptr_t, uintptr_t>> written;  // [begin, end) of memory that an output must be apart from
+
+  bool takes(const Tensor& output) const {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(output.data), end = begin + uintptr_t(output_bytes);
+    for (const auto& [first, last] : written)
+      if (begin < last && first < end) return false;
+    PyObject* const object = output.object.ptr();
+    return owned(PyObject_GetAttr(object, names().dtype)).ptr() == output_dtype.ptr() &&
+           equal(owned(PyObject_GetAttr(object, names().shape)), output_shape) &&
+           equal(owned(PyObject_CallMethodNoArgs(object, names().stride)), output_stride) &&
+           equal(owned(PyObject_GetAttr(object, names().device)), output_device);
+  }
+};
+
+constexpr char kSteps[] = "fastdiff._C.steps";
+
+// (device, stream, threads, arguments of reverse_step, but row [S, 1] and rng [S, 2] or None) -> a capsule for `steps_row`.
+// The caller keeps the tensors, and their memory where it is.
+PyObject* steps(Arguments a) {
+  const Call call(a);
+  auto steps = std::make_unique<Steps>();
+  Arguments named = a;
+  const Tensor x = named.tensor(), output = named.tensor();
+  named.object();  // rows
+  const Tensor row = named.tensor();
+  named.object();  // out
+  const Tensor model_input = named.tensor(), history = named.tensor();
+  named.object();  // noise
+  const Tensor rng = named.tensor();
+  for (const Tensor* tensor : {&x, &model_input, &history}) {
+    if (!*tensor) continue;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor->data);
+    steps->written.emplace_back(begin, begin + uintptr_t(tensor->bytes()));
+  }
+  steps->output_bytes = output.bytes();
+  PyObject* const object = output.object.ptr();
+  steps->output_device = owned(PyObject_GetAttr(object, names().device));
+  steps->output_dtype = owned(PyObject_GetAttr(object, names().dtype));
+  steps->output_shape = owned(PyObject_GetAttr(object, names().shape));
+  steps->output_stride = owned(PyObject_CallMethodNoArgs(object, names().stride));
+  steps->device = call.device, steps->count = Shape(row)[0];
+  steps->row_step = row.row_stride(), steps->rng_step = rng.row_stride();
+  steps->params = reverse_step_arguments(call, a);
+  steps->params.row_stride = 0;
+  return py::capsule(steps.release(), kSteps, [](PyObject* capsule) {
+           delete static_cast<Steps*>(PyCapsule_GetPointer(capsule, kSteps));
+         }).release().ptr();
+}
+
+// (capsule, stream, threads, i, model_output): row i, as reverse_step; False where the output is not like that of row 0.
+PyObject* steps_row(Arguments a) {
+  const auto* steps = static_cast<const Steps*>(PyCapsule_GetPointer(a.object().ptr(), kSteps));
+  if (!steps) throw py::error_already_set();
+  const Call call(steps->device, a);
+  const int64_t i = a.integer();
+  if (i < 0 || i >= steps->count) throw py::index_error("i must be in [0, " + std::to_string(steps->count) + ")");
+  const Tensor output = a.tensor();
+  if (!steps->takes(output)) Py_RETURN_FALSE;
+  ReverseStepParams p = steps->params;
+  p.model_output = output, p.row += i * steps->row_step, p.num_threads = call.threads;
+  if (p.rng) p.rng += i * steps->rng_step;
   return FD_RUN(reverse_step, p, p.B * p.C * p.S);
 }
 
@@ -447,10 +534,6 @@ PyObject* rms_norm_silu_backward_workspace(Arguments a) {
 }
 #endif
 
-bool equal(const py::object& found, py::handle expected) {
-  return found.ptr() == expected.ptr() || PyObject_RichCompareBool(found.ptr(), expected.ptr(), Py_EQ) == 1;
-}
-
 // conforms(device, name, tensor, shape, dtype, name, tensor, ...): whether each tensor is of this shape, dtype and device.
 PyObject* conforms(Arguments a) {
   const py::handle device = a.object();
@@ -490,6 +573,8 @@ PyMethodDef methods[] = {
     method<normal>("normal"),
     method<q_sample>("q_sample"),
     method<reverse_step>("reverse_step"),
+    method<steps>("steps"),
+    method<steps_row>("steps_row"),
     method<group_norm_silu>("group_norm_silu"),
     method<group_norm_silu_backward>("group_norm_silu_backward"),
     method<conv3x3>("conv3x3"),

@@ -63,7 +63,7 @@ def _cuda_reason(device_type, dtype, op):
         return f"needs tensors on a CUDA device, got {device_type}"
     if dtype == torch.float64:
         return "has no float64 kernels"
-    return _native().cuda_unavailable()
+    return native().cuda_unavailable()
 
 
 def _triton_reason(device_type, dtype, op):
@@ -79,7 +79,7 @@ def _cpu_reason(device_type, dtype, op):
         return f"needs tensors on the CPU, got {device_type}"
     if op == "conv3x3" and dtype == torch.float64:
         return "has no float64 convolution"
-    return _native().unavailable()
+    return native().unavailable()
 
 
 _REASONS = {
@@ -90,7 +90,8 @@ _REASONS = {
 }
 
 
-def _native():
+def native():
+    """The module of the C++ and CUDA backends, which is not loaded before it is asked for."""
     return importlib.import_module("fastdiff.ops.native")
 
 

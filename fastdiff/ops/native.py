@@ -91,8 +91,29 @@ def q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, x_t
 
 def reverse_step(x, model_output, rows, *arguments):
     status = _C.reverse_step(*_place(x), x, model_output, rows, *arguments)
-    if not status:
-        return
+    if status:
+        _raise_step(status, rows)
+
+
+def reverse_steps(x, model_output, rows, row, out, model_input, history, rng, sample_ids, mask, known):
+    """again(model_output, i): `reverse_step` of row[i] and rng[i]; False, and nothing done, for an output unlike this.
+
+    row int64 [S, 1], rng int64 [S, 2] or None. The tensors' memory must stay where it is.
+    """
+    given = model_input, history, None, rng, sample_ids, None, mask, known, None, None, None, None
+    steps, step = _C.steps(*_place(x), x, model_output, rows, row, out, *given), _C.steps_row
+
+    def again(model_output, i):
+        status = step(steps, *_place(x)[1:], i, model_output)
+        if status:
+            _raise_step(status, rows)
+        return status is None
+
+    again.tensors = x, rows, row, out, given
+    return again
+
+
+def _raise_step(status, rows):
     code, where, value = status
     if code == _C.INDEX_OUT_OF_RANGE:
         raise IndexError(f"row must be in [0, {len(rows)}), got {value} at position {where}")

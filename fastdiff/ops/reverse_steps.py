@@ -7,11 +7,11 @@ from .reverse_step import in_slots, reverse_step
 class ReverseSteps:
     """steps(model_output, i): reverse_step(x, model_output, rows, row[i], out=x, rng=rng[i], **options).
 
-    The same call for less of the host's time, where no gradients are recorded. The first is checked as a whole; a later
-    one only in what may have changed: the backend asked for, torch's modes, and the output's shape, strides, dtype,
-    device and place in memory.
+    The same call for less of the host's time, where no gradients are recorded. The first is checked as a whole, and so
+    is every one on backends other than C++ and CUDA; a later one only in what may have changed: the backend asked for,
+    torch's modes, and the output's shape, strides, dtype, device and place in memory.
 
-    Args:
+    Args: tensors whose memory stays where it is.
         x: [B, C, *], the state, changed in place.
         rows: [R, 24], the table.
         row: int64 [S, 1], the rows of the table that calls 0 to S - 1 take.
@@ -27,53 +27,39 @@ class ReverseSteps:
         self._x, self._rows, self._sample_ids = x, rows, sample_ids
         self._written = model_input, history
         self._read = mask, known
-        self._row, self._rng = row.unbind(0), [None] * len(row) if rng is None else rng.unbind(0)
-        self._known = None  # device, shape, dtype, strides of the last checked output
+        self._row, self._rng = row, rng
+        self._again = None  # the native rows, once an output is checked
 
     def __call__(self, model_output, i):
-        if self._known is None or not self._is_known(model_output):
+        if (
+            self._again is None
+            or _dispatch.requested() != self._backend
+            or model_output is None
+            or not _dispatch.eager(model_output)
+            or _check.differentiating()
+            or not self._again(model_output, i)
+        ):
             self._checked(model_output, i)
-            return
-        x, (model_input, history), (mask, known) = self._x, self._written, self._read
-        self._function(
-            x, model_output, self._rows, self._row[i], x, model_input, history, None, self._rng[i], self._sample_ids,
-            None, mask, known, None, None, None, None,
-        )  # fmt: skip
-
-    def _is_known(self, model_output):
-        if model_output is None or _dispatch.requested() != self._backend or not _dispatch.eager(model_output):
-            return False
-        device, shape, dtype, strides = self._known
-        if _check.differentiating() or not _check.conforms(device, "model_output", model_output, shape, dtype):
-            return False
-        first = model_output.data_ptr()
-        end = first + model_output.nbytes
-        for written in self._ranges:
-            if first < written[1] and written[0] < end:
-                return False
-        return model_output.stride() == strides
 
     def _checked(self, model_output, i):
         (model_input, history), (mask, known) = self._written, self._read
+        rng = None if self._rng is None else self._rng[i]
         reverse_step(
             self._x, model_output, self._rows, self._row[i], out=self._x, model_input=model_input, history=history,
-            rng=self._rng[i], sample_ids=self._sample_ids, mask=mask, known=known,
+            rng=rng, sample_ids=self._sample_ids, mask=mask, known=known,
         )  # fmt: skip
-        self._known = None
-        if model_output is not None and self._as_backends_take_them(model_output):
-            self._known = model_output.device, model_output.shape, model_output.dtype, model_output.stride()
-            self._backend = _dispatch.requested()
-            self._function = _dispatch.function("reverse_step", self._backend, self._x)
-            self._ranges = [
-                (value.data_ptr(), value.data_ptr() + value.nbytes)
-                for value in (self._x, model_input, history)
-                if value is not None
-            ]
+        self._again, self._backend = None, _dispatch.requested()
+        backend = _dispatch.choose("reverse_step", self._backend, self._x.device.type, self._x.dtype)
+        if model_output is not None and backend in ("cpu", "cuda") and self._as_backends_take_them(model_output):
+            self._again = _dispatch.native().reverse_steps(
+                self._x, model_output, self._rows, self._row, self._x, model_input, history, self._rng,
+                self._sample_ids, mask, known,
+            )  # fmt: skip
 
     def _as_backends_take_them(self, model_output):
         """Whether `reverse_step` hands on each tensor as it is, with none to copy or convert."""
         x, (model_input, history), (mask, known) = self._x, self._written, self._read
-        given = x, model_output, self._rows, model_input, history, self._rng[0], self._sample_ids, mask, known
+        given = x, model_output, self._rows, model_input, history, self._rng, self._sample_ids, mask, known
         if _check.SYNCHRONISE or not _dispatch.eager(*given):
             return False
         last = _layout.addressed_last(x)

@@ -137,6 +137,8 @@ class Run:
     def time_of_row(self):
         """For the host's loop, views of what the network is fed at each row."""
         views = {halves: self.times[halves].unbind(0) for halves in {kind.halves for kind in self.kinds}}
+        if len(views) == 1:
+            return next(iter(views.values()))
         return [views[kind.halves][row] for row, kind in enumerate(self.kinds)]
 
     def row(self, row):
@@ -209,11 +211,12 @@ class Run:
 
 
 def _kinds(plan, free):
-    guided = free is not None and plan["w"] != 1
-    return [
-        Kind((2 if free is not None and guided[row] else 1) if call else 0, adjusted)
-        for row, (call, adjusted) in enumerate(zip(plan.call, plan.adjusted, strict=True))
-    ]
+    guided = [False] * len(plan) if free is None else (plan["w"] != 1).tolist()
+    halves = (call * (1 + two) for call, two in zip(plan.call, guided, strict=True))
+    return list(map(_kind, halves, plan.adjusted))
+
+
+_kind = functools.cache(Kind)
 
 
 def _kept(before, value):

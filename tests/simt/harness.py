@@ -109,13 +109,25 @@ class Binding:
         return getattr(self._C, name)
 
     def _call(self, op, names, *arguments):
-        each = [
-            (name.rstrip("*"), value, name.endswith("*"))
-            for name, value in zip(names, arguments[3:], strict=False)
-            if isinstance(value, torch.Tensor)
-        ]
-        with registered(each):
+        with registered(_named(names, arguments[3:])):
             return getattr(self._C, op)(*arguments)
+
+    def steps(self, *arguments):
+        return self._C.steps(*arguments), _named(ARGUMENTS["reverse_step"].split(), arguments[3:])
+
+    def steps_row(self, steps, stream, threads, i, model_output):
+        capsule, kept = steps
+        outputs = [("model_output", model_output, False)]
+        with registered([each for each in kept if each[0] != "model_output"] + outputs):
+            return self._C.steps_row(capsule, stream, threads, i, model_output)
+
+
+def _named(names, arguments):
+    return [
+        (name.rstrip("*"), value, name.endswith("*"))
+        for name, value in zip(names, arguments, strict=False)
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 @contextlib.contextmanager
