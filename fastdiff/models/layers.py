@@ -1,12 +1,13 @@
 """The blocks of a U-Net, in the order in which it uses them."""
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import fused
+from . import fused, joined
 from .dropout import Dropout
 
 
@@ -87,10 +88,11 @@ class ResBlock(nn.Module):
             h = fused.conv(self.conv_1, h, norm, add=add)
             skip = fused.pointwise(self.skip, x)
             return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
-        h = fused.convolved(self.conv_1, h if norm is None else norm(h))
+        h = fused.convolved(self.conv_1, h if norm is None else joined.keeping_parts(norm, h))
         options = self.dropout.options(h, counters)
         options |= dict(scale=film[0], shift=film[1]) if self.scale_shift else dict(add=add)
-        return fused.convolved(self.conv_2, self.norm_2(h, **options), residual=self.skip(x))
+        skip = joined.keeping_parts(self.skip, x)
+        return fused.convolved(self.conv_2, self.norm_2(h, **options), residual=skip)
 
     def _fuses(self, x):
         dropping = self.dropout.training and self.dropout.p > 0
@@ -117,8 +119,9 @@ class ConvFirstBlock(nn.Module):
 
     def forward(self, x, embedding, counters=None):
         scale, shift = self.time(embedding).chunk(2, dim=1)
-        h = self.norm_1(fused.convolved(self.conv_1, x), scale=scale, shift=shift, **self.dropout.options(x, counters))
-        return self.norm_2(fused.convolved(self.conv_2, h)) + self.skip(x)
+        h = joined.keeping_parts(functools.partial(fused.convolved, self.conv_1), x)
+        h = self.norm_1(h, scale=scale, shift=shift, **self.dropout.options(x, counters))
+        return self.norm_2(fused.convolved(self.conv_2, h)) + joined.keeping_parts(self.skip, x)
 
 
 class StandardizedConv2d(nn.Conv2d):

@@ -6,6 +6,7 @@ from torch import nn
 
 from . import dropout, files, fused, norms, parts
 from .config import UNetConfig
+from .joined import join
 from .layers import TimeEmbedding, zeroed
 
 
@@ -86,11 +87,11 @@ class UNet(nn.Module):
             return self.pool(h, skips)
         for level in self.up:
             for block, attention in zip(level["blocks"], level["attentions"], strict=True):
-                h = attention(block(torch.cat([h, skips.pop()], dim=1), *given))
+                h = attention(block(join(h, skips.pop()), *given))
             if "upsample" in level:
                 h = level["upsample"](h, *given)
         if self.config.widen == "resample":
-            h = self.block_out(torch.cat([h, skips.pop()], dim=1), *given)
+            h = self.block_out(join(h, skips.pop()), *given)
         return fused.normed(self.conv_out, h, self.norm_out if self.config.norm_first else None)
 
     def save(self, path):
