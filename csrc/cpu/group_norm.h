@@ -28,6 +28,14 @@ FD_SIMD double sum(double v) { return v; }
 FD_SIMD vfloat broadcast(float v) { return set1(v); }
 FD_SIMD double broadcast(double v) { return v; }
 
+// Whether common combinations get code of their own, a third of what there is to compile: not float64, nor processors from
+// before AVX2.
+#if defined(FD_X86) && !defined(__AVX2__)
+template <class S> constexpr bool kSpecial = false;
+#else
+template <class S> constexpr bool kSpecial = sizeof(S) == sizeof(float);
+#endif
+
 // N vectors worked on together, so that their latencies overlap; N is even, or 1 at the end of a run.
 template <class V, int N> struct Pack { V v[N]; };
 template <class T, int N> using PackOf = Pack<Vector<T>, N>;

@@ -17,12 +17,6 @@ constexpr int64_t kPieceRows = 64;     // rows of one float32 sum of a column
 constexpr int64_t kMaskRun = 2048, kMaskRows = 64;   // elements of a run, and rows, whose mask is drawn at a time
 template <class T> constexpr int64_t kPiece = 32 * kStep<T>;   // elements of a run summed at a time
 
-// Of k h where there is a SiLU, else of h.
-template <class T, bool kSilu, class P> FD_SIMD P activate(P h) {
-  if constexpr (kSilu) return silu<kDegree<T>>(h);
-  else return h;
-}
-
 // A pivot as T holds it: what is subtracted has then as few digits as x, and no sum rounds always to the same side.
 FD_SIMD float as_stored(float v, float) { return v; }
 FD_SIMD float as_stored(float v, half_t) { return to_float(to_half(v)); }
@@ -42,14 +36,11 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
 
   explicit Forward(const GroupNormSiluParams& params) : Base(params), apply(choose()) {}
 
+  // SiLU and no more is worth code of its own, but for float64 and old processors.
   Apply choose() const {
     const bool last = this->by_columns;
-    if constexpr (sizeof(S) == sizeof(float)) {   // float64 is not worth code of its own
-      if (!p.residual && !p.drop.rng) {
-        if (p.silu) return last ? &Forward::template apply_columns<true> : &Forward::template apply_runs<true>;
-        return last ? &Forward::template apply_columns<false> : &Forward::template apply_runs<false>;
-      }
-    }
+    if constexpr (kSpecial<S>)
+      if (p.silu && !p.residual && !p.drop.rng) return last ? &Forward::apply_columns : &Forward::apply_runs;
     return last ? &Forward::finish_columns : &Forward::finish_runs;
   }
 
@@ -145,7 +136,7 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   }
 
   // Channels of runs.
-  template <bool kSilu> void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+  void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<S> t;
     folded_terms(b, c0, c1, stats, t);
     for (int64_t c = c0; c < c1; ++c) {
@@ -155,7 +146,7 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
       sweep_run<T, 4>(p.S, [&](auto at) FD_INLINE {
         constexpr int n = decltype(at)::kPack;
         const PackOf<T, n> d = at.load(x) - broadcast_pack<n>(center);
-        at.store(y, activate<T, kSilu>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
+        at.store(y, silu<kDegree<T>>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
       });
     }
   }
@@ -163,12 +154,12 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   // The activation and what follows, of what lies in a run as x does; kept and residual begin where it does.
   template <class Place, class P>
   FD_INLINE P finish(Place at, P h, const Mask<T>& mask, const T* kept, const T* residual) const {
-    P v = p.silu ? activate<T, true>(h) : h;
+    P v = p.silu ? silu<kDegree<T>>(h) : h;
     if (p.drop.rng) v = mask.apply(v, at.load(kept));
     return p.residual ? v + at.load(residual) : v;
   }
 
-  // The same with dropout or a residual, a piece of a run at a time.
+  // The same with dropout, a residual or no SiLU, a piece of a run at a time.
   void finish_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<S> t;
     folded_terms(b, c0, c1, stats, t);
@@ -299,7 +290,7 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
     for (Channels<T>* values : all) this->spread(*values, c1 - c0);
   }
 
-  template <bool kSilu> void apply_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
+  void apply_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<S> t;
     column_terms(b, c0, c1, stats, t);
     const T* x = this->sample(p.x, b) + c0 * repeat;
@@ -307,11 +298,11 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
     sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE {
       const PackOf<T, 2> center = at.term(t.center.v), slope = at.term(t.rstd.v), shift = at.term(t.shift.v);
       for (int64_t row = 0; row < rows; ++row)
-        at.store(y + row * this->width(), activate<T, kSilu>(madd(at.load(x + row * this->width()) - center, slope, shift)));
+        at.store(y + row * this->width(), silu<kDegree<T>>(madd(at.load(x + row * this->width()) - center, slope, shift)));
     });
   }
 
-  // The same with dropout or a residual, some rows at a time.
+  // The same with dropout, a residual or no SiLU, some rows at a time.
   void finish_columns(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<S> t;
     column_terms(b, c0, c1, stats, t);

@@ -19,15 +19,15 @@ enum Plane { kP, kQ, kR, kGain, kOffset, kPlanes };   // of the workspace, [B, k
 // n = d rstd + offset with d = x - center, so that the sums over n follow from those over d.
 template <class T, int N> struct Element { PackOf<T, N> d, dh; };
 
-// What follows the norm, known to the compiler where that is worth code of its own: kAny is all of it, and float64.
-enum Form { kIdentity, kSilu, kAny };
+// What follows the norm, known to the compiler where that is worth code of its own; kAny is all of it.
+enum Form { kSilu, kAny };
 
 // h = d slope + shift.
 template <class T, Form kForm, int N>
 FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> slope,
                                     PackOf<T, N> shift, bool silu) {
   const PackOf<T, N> d = x - center;
-  if (kForm == kIdentity || (kForm == kAny && !silu)) return {d, grad_y};
+  if (kForm == kAny && !silu) return {d, grad_y};
   const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid<6>(h);
   return {d, grad_y * gate * madd(h, one - gate, one)};
 }
@@ -148,9 +148,8 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
   explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params), sum(choose()) {}
 
   Sum choose() const {
-    if constexpr (sizeof(S) == sizeof(float)) {
-      if (!p.drop.rng) return p.silu ? sum_as<kSilu>() : sum_as<kIdentity>();
-    }
+    if constexpr (kSpecial<S>)
+      if (p.silu && !p.drop.rng) return sum_as<kSilu>();
     return sum_as<kAny>();
   }
   template <Form kForm> Sum sum_as() const {
