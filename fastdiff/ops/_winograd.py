@@ -9,7 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import _layout
 
 DIRECT, SMALL, LARGE = 0, 2, 4  # torch's convolution, F(2x2, 3x3), F(4x4, 3x3): outputs along a side of a tile
-COLUMNS = 32  # of filters that lie together
+COLUMNS = 32  # a multiple of how many filters lie together, at any SIMD level
 
 _allowed = ContextVar("fastdiff_winograd", default=True)
 _keeps = ContextVar("fastdiff_winograd_keeps", default=True)
@@ -97,18 +97,18 @@ def choose_gradients(B, C, O, H, W):  # noqa: E741
     return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
 
 
-_filters = WeakIdKeyDictionary()  # weight -> ((version, address), {tile: filters})
+_filters = WeakIdKeyDictionary()  # weight -> ((version, address, SIMD level), {tile: filters})
 
 
-def filters(weight, tile, pack):
-    """The transform of weight [O, C, 3, 3] for tiles of this size: [(tile + 2)^2, ceil(O / 32), C, 32] float32.
+def filters(weight, tile, pack, level):
+    """The transform of weight [O, C, 3, 3] for tiles of this size, 32 ceil(O / 32) C (tile + 2)^2 float32.
 
-    pack(weight, result, tile, back) fills it. Kept while the weight's version and memory stay; a weight made in
-    inference mode has no version and is transformed each time.
+    pack(weight, result, tile, back) fills it, in the order of the SIMD level. Kept while that and the weight's version
+    and memory stay; a weight made in inference mode has no version and is transformed each time.
     """
     if weight.is_inference() or not _keeps.get():
         return packed(weight, tile, pack)
-    state = weight._version, weight.data_ptr()
+    state = weight._version, weight.data_ptr(), level
     kept = _filters.get(weight)
     if kept is None or kept[0] != state:
         kept = _filters[weight] = state, {}
