@@ -6,63 +6,16 @@
 // that order, whatever the blocks and threads.
 #include "../arithmetic.h"
 #include "group_norm.h"
+#include "product.h"
 #include "winograd_grid.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
 namespace {
 
-constexpr int kPanel = 2 * kWidth;   // columns of the packed filters that lie together: those of a product's core
 // Floats of V and of M in a block. An AMD EPYC without AVX-512 was up to 2.3 times as fast with the larger ones, which read
 // the filters of many channels less often.
 constexpr int64_t kInputs = kWidth == 16 ? 128 << 10 : 1024 << 10, kProducts = kWidth == 16 ? 64 << 10 : 128 << 10;
-
-// What a core asks for while it works: one place for each c, `step` floats apart.
-struct Ahead {
-  const float* place;
-  int64_t step;
-};
-
-// m [kRows, 2 vectors] = v [kRows, C] u [C, 2 vectors].
-template <int kRows>
-void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride, Ahead ahead) {
-  vfloat total[kRows][2] = {};
-  for (int64_t c = 0; c < C; ++c) {
-    __builtin_prefetch(ahead.place + c * ahead.step, 0, 2);
-    const vfloat left = load(u + c * kPanel), right = load(u + c * kPanel + kWidth);
-    FD_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const vfloat a = set1(v[r * v_stride + c]);
-      total[r][0] = madd(a, left, total[r][0]);
-      total[r][1] = madd(a, right, total[r][1]);
-    }
-  }
-  FD_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    store(m + r * m_stride, total[r][0]);
-    store(m + r * m_stride + kWidth, total[r][1]);
-  }
-}
-
-// The core of `rows` rows, 1 to kRows of them.
-template <int kRows>
-void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride,
-                  Ahead ahead) {
-  if constexpr (kRows > 1)
-    if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, C, m, m_stride, ahead);
-  product_core<kRows>(v, v_stride, u, C, m, m_stride, ahead);
-}
-
-// m [n, 2 vectors] = v [n, C] u [C, 2 vectors]; `next` is the panel that will be read after u.
-FD_SIMD void product(int64_t n, const float* v, int64_t v_stride, const float* u, const float* next, int64_t C, float* m,
-                     int64_t m_stride) {
-  for (int64_t r = 0; r < n; r += kTileRows) {
-    const float* rows = v + r * v_stride;
-    const bool last = n - r <= kTileRows;
-    const Ahead ahead = last ? Ahead{next, kPanel} : Ahead{rows + kTileRows * v_stride, kTileRows};
-    product_rows<kTileRows>(n - r, rows, v_stride, u, C, m + r * m_stride, m_stride, ahead);
-  }
-}
 
 // Rows of silu((x - center) * slope + shift), where slope and shift hold silu's factor, as one row of tiles after the
 // other needs them, with the zeros around the image: each pixel is normalised once, not for each tile that it is in.
@@ -74,7 +27,7 @@ template <class T, int M> struct Band {
   const int64_t padded_C, pitch;        // floats of a row
   Scratch<float> rows;                  // [kTile, pitch], row y at (y + 1) % kTile
   int64_t b = -1, y = 0;                // of the row of tiles that is ready
-  const float* line[kTile];             // its rows
+  const float* line[kTile] = {};        // its rows
 
   Band(const Conv3x3Params& params, const Grid<M>& g)
       : p(params), grid(g), padded_C(rounded_up(p.C, kWidth)), pitch((g.columns * M + 2) * padded_C), rows(kTile * pitch) {}

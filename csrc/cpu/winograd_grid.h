@@ -1,19 +1,10 @@
 // How an image is cut into Winograd's tiles, and what a tile of it is transformed to.
 #pragma once
-#include "group_norm.h"
+#include "product.h"
 #include "winograd.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
-
-constexpr int kTileRows = kWidth == 16 ? 12 : 6;   // rows of a matrix product's core, two vectors wide
-
-FD_SIMD int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// The first n elements, n <= kWidth, other lanes 0.
-template <class T> FD_SIMD vfloat load_some(const T* from, int n) {
-  return n == kWidth ? load(from) : load_first(from, n);
-}
 
 // B^T d B of the tile of vectors d(i, j), its positions stored `stride` apart.
 template <int M, class Inputs> FD_SIMD void transform_input(const Inputs& d, float* v, int64_t stride) {

@@ -97,24 +97,30 @@ def choose_gradients(B, C, O, H, W):  # noqa: E741
     return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
 
 
-_filters = WeakIdKeyDictionary()  # weight -> ((version, address, SIMD level), {tile: filters})
+_filters = WeakIdKeyDictionary()  # weight -> ((version, address, SIMD level), {kind: filters})
+
+
+def kept(weight, kind, level, make):
+    """make(), what a kernel of this SIMD level reads in the place of weight; kept while that and the weight's version
+    and memory stay. A weight made in inference mode has no version: make() each time.
+    """
+    if weight.is_inference() or not _keeps.get():
+        return make()
+    state = weight._version, weight.data_ptr(), level
+    found = _filters.get(weight)
+    if found is None or found[0] != state:
+        found = _filters[weight] = state, {}
+    if kind not in found[1]:
+        found[1][kind] = make()
+    return found[1][kind]
 
 
 def filters(weight, tile, pack, level):
-    """The transform of weight [O, C, 3, 3] for tiles of this size, 32 ceil(O / 32) C (tile + 2)^2 float32.
+    """The transform of weight [O, C, 3, 3] for tiles of this size, 32 ceil(O / 32) C (tile + 2)^2 float32, kept.
 
-    pack(weight, result, tile, back) fills it, in the order of the SIMD level. Kept while that and the weight's version
-    and memory stay; a weight made in inference mode has no version and is transformed each time.
+    pack(weight, result, tile, back) fills it, in the order of the SIMD level.
     """
-    if weight.is_inference() or not _keeps.get():
-        return packed(weight, tile, pack)
-    state = weight._version, weight.data_ptr(), level
-    kept = _filters.get(weight)
-    if kept is None or kept[0] != state:
-        kept = _filters[weight] = state, {}
-    if tile not in kept[1]:
-        kept[1][tile] = packed(weight, tile, pack)
-    return kept[1][tile]
+    return kept(weight, tile, level, lambda: packed(weight, tile, pack))
 
 
 def packed(weight, tile, pack, back=False):
