@@ -30,7 +30,7 @@ template <class T> struct Blocks {
   void copy(const T* from, float* to) const {
     int64_t c = 0;
     for (; c + kWidth <= p.C; c += kWidth) store(to + c, load(from + c));
-    if (c < p.C) store_first(to + c, load_first(from + c, int(p.C - c)), int(p.C - c));
+    for (; c < p.C; ++c) to[c] = to_float(from[c]);
   }
 
   // The inputs of one pixel of y, [depth]; what lies outside is 0.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..ops import _check, _convolution, _dispatch, _winograd, native
+from ..ops import _check, _dispatch, _winograd, native, native_convolution
 from .norms import GroupNormSiLU
 
 _HOOKS = torch.nn.modules.module
@@ -63,7 +63,7 @@ def trains(module, x, kind=nn.Conv2d):
 def product(module, x, residual=None, kind=nn.Conv2d):
     """residual + module(x), module a convolution of class `kind`; None where torch should compute it.
 
-    In inference on the CPU by `fastdiff.ops._convolution` at the SIMD level at which that was timed; else a 1x1
+    In inference on the CPU by `fastdiff.ops.native_convolution` at the SIMD level at which that was timed; else a 1x1
     convolution in float32 by oneDNN, where torch would use BLAS: one thread of an AMD EPYC with AVX-512 is 1.3 to 3.3
     times as fast so, at the DDPM network's shapes.
     """
@@ -71,7 +71,7 @@ def product(module, x, residual=None, kind=nn.Conv2d):
         return None
     if _quick() and _is_simple(module):
         stride, padding = module.stride[0], module.padding[0]
-        return _convolution.convolution(x, module.weight, module.bias, residual, stride=stride, padding=padding)
+        return native_convolution.convolution(x, module.weight, module.bias, residual, stride=stride, padding=padding)
     if not _onednn(module, x) or (*module.kernel_size, *module.stride, *module.padding) != (1, 1, 1, 1, 0, 0):
         return None
     y = torch.mkldnn_convolution(x, module.weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
@@ -82,7 +82,7 @@ def linear(module, h, residual=None):
     """residual + module(h), a linear layer of h [..., C], in the same way where that applies."""
     if type(module) is nn.Linear and _free(module, h):
         if _quick():
-            return _convolution.linear(h, module.weight, module.bias, residual)
+            return native_convolution.linear(h, module.weight, module.bias, residual)
         if _onednn(module, h) and h.dim() == 3:
             image = h.unsqueeze(2).permute(0, 3, 1, 2)  # [B, C, N, 1], channels last
             weight = module.weight[:, :, None, None]
@@ -99,12 +99,12 @@ def _free(module, x):
 
 
 def _quick():
-    """Whether `_convolution` is at least as quick as torch and oneDNN here: it was timed at this level alone."""
+    """Whether `native_convolution` is at least as quick as torch and oneDNN here: it was timed at this level alone."""
     return native.simd_level() == "avx2"
 
 
 def _is_simple(conv):
-    """A convolution that `_convolution` has: of square shape and neither grouped nor dilated."""
+    """A convolution that `native_convolution` has: of square shape and neither grouped nor dilated."""
     square = all(len({*pair}) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
     return square and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
 

@@ -36,7 +36,7 @@ def convolution(x, weight, bias=None, residual=None, *, stride=1, padding=0):
 
 
 def linear(x, weight, bias=None, residual=None):
-    """y = x W^T + bias + residual: x [..., C], weight [O, C], bias [O], residual [..., O] to y [..., O]; else as above."""
+    """y = x W^T + bias + residual: x [..., C], weight [O, C], bias [O], residual and y [..., O]; else as above."""
     O, C = weight.shape  # noqa: E741
     y = torch.empty(*x.shape[:-1], O, dtype=x.dtype)
     if residual is not None:

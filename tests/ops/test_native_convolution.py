@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiff.ops import _convolution, _winograd
+from fastdiff.ops import _winograd, native_convolution
 from tests.ops.accuracy import same_bits, ulp
 from tests.ops.conftest import LEVELS, running_on
 
@@ -53,11 +53,11 @@ def test_values(level, shape, O, kernel, stride, padding, dtype):  # noqa: E741
     """Alone, and with bias and residual; x in either layout."""
     x, weight, bias, residual = inputs(shape, O, kernel, stride, padding, dtype)
     exact = F.conv2d(x.double(), weight.double(), stride=stride, padding=padding)
-    y = _convolution.convolution(x, weight, stride=stride, padding=padding)
+    y = native_convolution.convolution(x, weight, stride=stride, padding=padding)
     assert y.dtype is dtype and y.is_contiguous(memory_format=torch.channels_last)
     check(y, exact)
     last = x.contiguous(memory_format=torch.channels_last)
-    y = _convolution.convolution(last, weight, bias, residual, stride=stride, padding=padding)
+    y = native_convolution.convolution(last, weight, bias, residual, stride=stride, padding=padding)
     check(y, exact + bias.double()[:, None, None] + residual.double())
 
 
@@ -70,15 +70,15 @@ def test_linear(level, shape, O, dtype):  # noqa: E741
     weight = (weight / shape[-1] ** 0.5).to(dtype)
     residual = torch.randn(*shape[:-1], O, generator=generator).to(dtype)
     exact = F.linear(x.double(), weight.double())
-    check(_convolution.linear(x, weight), exact)
-    check(_convolution.linear(x, weight, bias, residual), exact + bias.double() + residual.double())
+    check(native_convolution.linear(x, weight), exact)
+    check(native_convolution.linear(x, weight, bias, residual), exact + bias.double() + residual.double())
 
 
 def test_weights_in_either_layout_give_the_same_bits(level):
     x, weight, bias, _ = inputs((1, 16, 6, 6), 24, 3, 2, 1)
-    y = _convolution.convolution(x, weight, bias, stride=2, padding=1)
+    y = native_convolution.convolution(x, weight, bias, stride=2, padding=1)
     last = weight.contiguous(memory_format=torch.channels_last)
-    assert same_bits(_convolution.convolution(x, last, bias, stride=2, padding=1), y)
+    assert same_bits(native_convolution.convolution(x, last, bias, stride=2, padding=1), y)
 
 
 def test_bits_do_not_depend_on_threads_or_batch(level):
@@ -87,39 +87,39 @@ def test_bits_do_not_depend_on_threads_or_batch(level):
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            y = _convolution.convolution(x, weight, bias, residual, stride=2, padding=1)
+            y = native_convolution.convolution(x, weight, bias, residual, stride=2, padding=1)
             assert whole is None or same_bits(y, whole)
             whole = y
     finally:
         torch.set_num_threads(threads)
-    assert same_bits(_convolution.convolution(x[3:], weight, bias, residual[3:], stride=2, padding=1), whole[3:])
+    assert same_bits(native_convolution.convolution(x[3:], weight, bias, residual[3:], stride=2, padding=1), whole[3:])
 
 
 def test_nan_stays_in_the_sums_that_read_it(level):
     x, weight, *_ = inputs((1, 8, 6, 6), 8, 3, 2, 1)
     x[0, 2, 5, 5] = torch.nan
-    y = _convolution.convolution(x, weight, stride=2, padding=1)
+    y = native_convolution.convolution(x, weight, stride=2, padding=1)
     assert y[0, :, 2, 2].isnan().all() and y.isnan().sum() == 8
 
 
 def test_empty(level):
-    assert _convolution.convolution(torch.zeros(0, 8, 4, 4), torch.zeros(5, 8, 1, 1)).shape == (0, 5, 4, 4)
+    assert native_convolution.convolution(torch.zeros(0, 8, 4, 4), torch.zeros(5, 8, 1, 1)).shape == (0, 5, 4, 4)
 
 
 def test_a_changed_weight_is_seen(level):
     x, weight = torch.ones(2, 16), torch.ones(4, 16)
-    assert torch.equal(_convolution.linear(x, weight), torch.full((2, 4), 16.0))
+    assert torch.equal(native_convolution.linear(x, weight), torch.full((2, 4), 16.0))
     weight.mul_(2)
-    assert torch.equal(_convolution.linear(x, weight), torch.full((2, 4), 32.0))
+    assert torch.equal(native_convolution.linear(x, weight), torch.full((2, 4), 32.0))
 
 
 def test_the_weight_is_packed_once_and_while_that_is_allowed(level, monkeypatch):
-    packs, packed = [], _convolution._packed
-    monkeypatch.setattr(_convolution, "_packed", lambda weight: (packs.append(1), packed(weight))[1])
+    packs, packed = [], native_convolution._packed
+    monkeypatch.setattr(native_convolution, "_packed", lambda weight: (packs.append(1), packed(weight))[1])
     x, weight = torch.ones(2, 16), torch.ones(4, 16)
     for _ in range(3):
-        _convolution.linear(x, weight)
+        native_convolution.linear(x, weight)
     assert len(packs) == 1
     with _winograd.keeping(False):
-        _convolution.linear(x, weight)
+        native_convolution.linear(x, weight)
     assert len(packs) == 2
