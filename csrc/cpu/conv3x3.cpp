@@ -1,9 +1,9 @@
 // A 3x3 convolution of stride 1 and padding 1, channels last, by Winograd's minimal filtering.
 //
 // Tiles are taken in blocks. A block's inputs, normalised a few rows at a time, are transformed to V [P, tiles, C], one
-// matrix for each of the P positions in a tile; its products with the filters, M [P, tiles, columns], are made for some columns of outputs at a time, so that V
-// and M stay in the second-level cache; and these are transformed to outputs. Every output is one sum over c = 0..C-1 in
-// that order, whatever the blocks and threads.
+// matrix for each of the P positions in a tile; its products with the filters, M [P, tiles, columns], are made for some
+// columns of outputs at a time, so that V and M stay in the second-level cache; and these are transformed to outputs.
+// Every output is one sum over c = 0..C-1 in that order, whatever the blocks and threads.
 #include "../arithmetic.h"
 #include "group_norm.h"
 #include "product.h"
@@ -29,8 +29,9 @@ template <class T, int M> struct Band {
   int64_t b = -1, y = 0;                // of the row of tiles that is ready
   const float* line[kTile] = {};        // its rows
 
-  Band(const Conv3x3Params& params, const Grid<M>& g)
-      : p(params), grid(g), padded_C(rounded_up(p.C, kWidth)), pitch((g.columns * M + 2) * padded_C), rows(kTile * pitch) {}
+  Band(const Conv3x3Params& params, const Grid<M>& tiles)
+      : p(params), grid(tiles), padded_C(rounded_up(p.C, kWidth)), pitch((grid.columns * M + 2) * padded_C),
+        rows(kTile * pitch) {}
 
   void fill(int64_t row, const float* terms) {
     float* to = rows.data + (row + 1) % kTile * pitch;
@@ -91,7 +92,8 @@ template <class T, int M> struct Convolution {
 
   void normalised_tile(const Band<T, M>& band, Place at, float* v, int64_t stride) const {
     for (int64_t c = 0; c < p.C; c += kWidth)
-      transform_input<M>([&](int i, int j) FD_INLINE { return load(band.line[i] + (at.x + j) * padded_C + c); }, v + c, stride);
+      transform_input<M>([&](int i, int j) FD_INLINE { return load(band.line[i] + (at.x + j) * padded_C + c); }, v + c,
+                         stride);
   }
 
   // V of the tiles [first, first + n).

@@ -1,6 +1,6 @@
 // A convolution of any square kernel and stride, channels last, as one matrix product for each block of outputs: the
-// inputs of each are gathered to a row, but for a 1x1 kernel in float, whose rows lie there. Every output is one sum over
-// the taps and, within, the channels in their order.
+// inputs of each are gathered to a row, but for a 1x1 kernel in float, whose rows lie there. Every output is one sum
+// over the taps and, within, the channels in their order.
 #include "../arithmetic.h"
 #include "product.h"
 
@@ -21,7 +21,8 @@ template <class T> struct Blocks {
       : p(params), depth(p.kernel * p.kernel * p.C), outputs(p.B * p.rows * p.columns),
         in_place(sizeof(T) == 4 && p.kernel == 1 && p.stride == 1 && p.padding == 0) {
     threads = useful_threads(outputs * p.O * depth / 64, p.num_threads);
-    const int64_t fits = kInputs / depth / kTileRows * kTileRows, share = rounded_up((outputs + threads - 1) / threads, kTileRows);
+    const int64_t fits = kInputs / depth / kTileRows * kTileRows;
+    const int64_t share = rounded_up((outputs + threads - 1) / threads, kTileRows);
     block = fits < kTileRows ? kTileRows : fits < kMost ? fits : kMost;
     block = block < share ? block : share;
   }

@@ -23,7 +23,8 @@ struct Ahead {
 
 // m [kRows, 2 vectors] = v [kRows, C] u [C, 2 vectors].
 template <int kRows>
-void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride, Ahead ahead) {
+static void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride,
+                         Ahead ahead) {
   vfloat total[kRows][2] = {};
   for (int64_t c = 0; c < C; ++c) {
     __builtin_prefetch(ahead.place + c * ahead.step, 0, 2);
@@ -44,8 +45,8 @@ void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, f
 
 // The core of `rows` rows, 1 to kRows of them.
 template <int kRows>
-void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride,
-                  Ahead ahead) {
+static void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m,
+                         int64_t m_stride, Ahead ahead) {
   if constexpr (kRows > 1)
     if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, C, m, m_stride, ahead);
   product_core<kRows>(v, v_stride, u, C, m, m_stride, ahead);
