@@ -395,6 +395,34 @@ PyObject* conv3x3_pack(Arguments a) {
   return run(kernels().conv3x3_pack, p, O * C * 9);
 }
 
+// On the CPU alone: x, residual and y are channels last, filters and bias float32.
+PyObject* convolution(Arguments a) {
+  const int threads = int(a.integer());
+  ConvolutionParams p = {};
+  const Tensor x = a.tensor();
+  p.x = x, p.filters = a.tensor(), p.kernel = a.integer(), p.stride = a.integer(), p.padding = a.integer();
+  p.bias = a.tensor(), p.residual = a.tensor();
+  const Tensor y = a.tensor();
+  p.y = y, p.dtype = x.dtype(), p.num_threads = threads;
+  const Shape in(x), out(y);
+  p.B = in[0], p.C = in[1], p.H = in[2], p.W = in[3], p.O = out[1], p.rows = out[2], p.columns = out[3];
+  return run(kernels().convolution, p, p.B * p.C * p.H * p.W + p.O * p.C);
+}
+
+// The filters of a weight [O, C, k, k], dense in either layout.
+PyObject* convolution_pack(Arguments a) {
+  const int threads = int(a.integer());
+  const Tensor weight = a.tensor();
+  const Shape shape(weight);
+  const int64_t C = shape[1], taps = shape[2] * shape[3];
+  const bool last = weight.layout() == kChannelsLast;
+  ConvolutionPackParams p = {};
+  p.weight = weight, p.packed = static_cast<float*>(static_cast<void*>(a.tensor()));
+  p.O = shape[0], p.C = C, p.taps = taps, p.o_stride = taps * C, p.num_threads = threads;
+  p.c_stride = last ? 1 : taps, p.tap_stride = last ? C : 1;
+  return run(kernels().convolution_pack, p, p.O * C * taps);
+}
+
 // On the CPU alone: grad_y and x are channels last, as is grad_weight, which is float32.
 PyObject* conv3x3_backward(Arguments a) {
   const int threads = int(a.integer());
@@ -579,6 +607,8 @@ PyMethodDef methods[] = {
     method<group_norm_silu_backward>("group_norm_silu_backward"),
     method<conv3x3>("conv3x3"),
     method<conv3x3_pack>("conv3x3_pack"),
+    method<convolution>("convolution"),
+    method<convolution_pack>("convolution_pack"),
     method<conv3x3_backward>("conv3x3_backward"),
     method<rms_norm_silu>("rms_norm_silu"),
     method<rms_norm_silu_backward>("rms_norm_silu_backward"),

@@ -231,7 +231,7 @@ struct VlbTermsParams {
 // Channels last throughout.
 struct Conv3x3Params {
   const void* x;              // [B, H, W, C]
-  const float* filters;       // [(tile + 2)^2, padded O / 32, C, 32], of conv3x3_pack
+  const float* filters;       // [(tile + 2)^2, padded O / columns, C, columns], of conv3x3_pack at the same SIMD level
   const float* bias;          // [O] or NULL
   const float* add;           // [B, O] or NULL
   const void* residual;       // [B, H, W, O] or NULL
@@ -250,9 +250,30 @@ struct Conv3x3Params {
   int32_t num_threads;
 };
 
+struct ConvolutionParams {
+  const void* x;              // [B, H, W, C]
+  const float* filters;       // [padded O / columns, kernel^2 C, columns], of convolution_pack at the same SIMD level
+  const float* bias;          // [O] or NULL
+  const void* residual;       // [B, rows, columns, O] or NULL
+  void* y;                    // [B, rows, columns, O]
+  int64_t B, H, W, C, O;
+  int64_t rows, columns;      // (H or W + 2 padding - kernel) / stride + 1
+  int64_t kernel, stride, padding;
+  int32_t dtype;              // of x, residual and y: f32 | f16 | bf16
+  int32_t num_threads;
+};
+
+struct ConvolutionPackParams {
+  const float* weight;        // [O, C, taps], at o * o_stride + c * c_stride + tap * tap_stride
+  float* packed;              // [padded O / columns, taps C, columns], columns = two vectors of the SIMD level
+  int64_t O, C, taps;
+  int64_t o_stride, c_stride, tap_stride;   // in elements
+  int32_t num_threads;
+};
+
 struct Conv3x3PackParams {
   const float* weight;        // [O, C, 3, 3], at o * o_stride + c * c_stride + (3 y + x) * tap_stride
-  float* packed;              // [(tile + 2)^2, padded O / 32, C, 32], O padded to a multiple of 32
+  float* packed;              // [(tile + 2)^2, padded O / columns, C, columns], columns = two vectors of the SIMD level
   int64_t O, C;
   int64_t o_stride, c_stride, tap_stride;   // in elements
   int32_t tile;               // 2 | 4

@@ -1,57 +1,66 @@
 // A 3x3 convolution of stride 1 and padding 1, channels last, by Winograd's minimal filtering.
 //
-// Tiles are taken in blocks. A block's inputs are transformed to V [P, tiles, C], one matrix for each of the P positions in
-// a tile; its products with the filters, M [P, tiles, columns], are made for some columns of outputs at a time, so that V
-// and M stay in the second-level cache; and these are transformed to outputs. Every output is one sum over c = 0..C-1 in
-// that order, whatever the blocks and threads.
+// Tiles are taken in blocks. A block's inputs, normalised a few rows at a time, are transformed to V [P, tiles, C], one
+// matrix for each of the P positions in a tile; its products with the filters, M [P, tiles, columns], are made for some
+// columns of outputs at a time, so that V and M stay in the second-level cache; and these are transformed to outputs.
+// Every output is one sum over c = 0..C-1 in that order, whatever the blocks and threads.
 #include "../arithmetic.h"
 #include "group_norm.h"
+#include "product.h"
 #include "winograd_grid.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
 namespace {
 
-constexpr int kPanel = 32;                                     // columns of the packed filters that lie together
 // Floats of V and of M in a block. An AMD EPYC without AVX-512 was up to 2.3 times as fast with the larger ones, which read
 // the filters of many channels less often.
 constexpr int64_t kInputs = kWidth == 16 ? 128 << 10 : 1024 << 10, kProducts = kWidth == 16 ? 64 << 10 : 128 << 10;
 
-// m [kRows, 2 vectors] = v [kRows, C] u [C, 2 vectors], u's rows a panel apart.
-template <int kRows>
-void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride) {
-  vfloat total[kRows][2] = {};
-  for (int64_t c = 0; c < C; ++c) {
-    const vfloat left = load(u + c * kPanel), right = load(u + c * kPanel + kWidth);
-    FD_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const vfloat a = set1(v[r * v_stride + c]);
-      total[r][0] = madd(a, left, total[r][0]);
-      total[r][1] = madd(a, right, total[r][1]);
+// Rows of silu((x - center) * slope + shift), where slope and shift hold silu's factor, as one row of tiles after the
+// other needs them, with the zeros around the image: each pixel is normalised once, not for each tile that it is in.
+template <class T, int M> struct Band {
+  static constexpr int kTile = M + 2;
+
+  const Conv3x3Params& p;
+  const Grid<M>& grid;
+  const int64_t padded_C, pitch;        // floats of a row
+  Scratch<float> rows;                  // [kTile, pitch], row y at (y + 1) % kTile
+  int64_t b = -1, y = 0;                // of the row of tiles that is ready
+  const float* line[kTile] = {};        // its rows
+
+  Band(const Conv3x3Params& params, const Grid<M>& tiles)
+      : p(params), grid(tiles), padded_C(rounded_up(p.C, kWidth)), pitch((grid.columns * M + 2) * padded_C),
+        rows(kTile * pitch) {}
+
+  void fill(int64_t row, const float* terms) {
+    float* to = rows.data + (row + 1) % kTile * pitch;
+    if (row < 0 || row >= p.H) return (void)memset(to, 0, pitch * sizeof(float));
+    memset(to, 0, padded_C * sizeof(float));
+    memset(to + (p.W + 1) * padded_C, 0, (pitch - (p.W + 1) * padded_C) * sizeof(float));
+    const T* from = static_cast<const T*>(p.x) + (b * p.H + row) * p.W * p.C;
+    for (int64_t x = 0; x < p.W; ++x, from += p.C) {
+      to += padded_C;
+      p.silu ? normalise<true>(from, terms, to) : normalise<false>(from, terms, to);
     }
   }
-  FD_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    store(m + r * m_stride, total[r][0]);
-    store(m + r * m_stride + kWidth, total[r][1]);
+
+  template <bool kSilu> void normalise(const T* from, const float* terms, float* to) const {
+    for (int64_t c = 0; c < p.C; c += kWidth) {
+      const vfloat x = load_some(from + c, p.C - c < kWidth ? int(p.C - c) : kWidth);
+      const float* t = terms + c;
+      const Pack<vfloat, 1> h = {{madd(x - load(t), load(t + padded_C), load(t + 2 * padded_C))}};
+      store(to + c, kSilu ? silu<kDegree<T>>(h).v[0] : h.v[0]);
+    }
   }
-}
 
-// The core of `rows` rows, 1 to kRows of them.
-template <int kRows>
-void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride) {
-  if constexpr (kRows > 1)
-    if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, C, m, m_stride);
-  product_core<kRows>(v, v_stride, u, C, m, m_stride);
-}
-
-// The prologue of one vector of channels: silu((x - center) * slope + shift), where slope and shift hold silu's factor.
-template <class T> struct Prologue {
-  vfloat center, slope, shift;
-  bool silu;
-  FD_INLINE vfloat operator()(vfloat x) const {
-    const Pack<vfloat, 1> h = {{madd(x - center, slope, shift)}};
-    return silu ? fastdiff::FD_LEVEL::silu<kDegree<T>>(h).v[0] : h.v[0];
+  // Makes the row of tiles of `at` ready; terms [B, 3, padded C]: center, slope, shift.
+  void at(Place at, const float* terms) {
+    if (at.b == b && at.y == y) return;
+    const int64_t kept = at.b == b && at.y == y + M ? 2 : 0;
+    b = at.b, y = at.y;
+    for (int64_t i = kept; i < kTile; ++i) fill(y - 1 + i, terms + b * 3 * padded_C);
+    for (int64_t i = 0; i < kTile; ++i) line[i] = rows.data + (y + i) % kTile * pitch;
   }
 };
 
@@ -76,41 +85,43 @@ template <class T, int M> struct Convolution {
   int64_t input_stride(int64_t n) const { return n * padded_C + kWidth; }
   int64_t product_stride(int64_t n) const { return n * chunk + kWidth; }
 
-  // One tile's vector of channels from c on, normalised, to V.
-  template <bool kWhole, bool kNormalised>
-  FD_INLINE void input_vector(Place at, int64_t c, float* v, int64_t stride) const {
-    Prologue<T> prologue = {};
-    if (kNormalised) {
-      const float* t = terms + at.b * 3 * padded_C + c;
-      prologue = {load(t), load(t + padded_C), load(t + 2 * padded_C), p.silu};
+  template <bool kWhole> void input_tile(Place at, float* v, int64_t stride) const {
+    for (int64_t c = 0; c < p.C; c += kWidth)
+      grid.template input<kWhole>(static_cast<const T*>(p.x), p.C, at, c, v + c, stride);
+  }
+
+  void normalised_tile(const Band<T, M>& band, Place at, float* v, int64_t stride) const {
+    for (int64_t c = 0; c < p.C; c += kWidth)
+      transform_input<M>([&](int i, int j) FD_INLINE { return load(band.line[i] + (at.x + j) * padded_C + c); }, v + c,
+                         stride);
+  }
+
+  // V of the tiles [first, first + n).
+  void transform_inputs(int64_t first, int64_t n, float* v, int64_t stride) const {
+    if (!terms) {
+      for (int64_t k = 0; k < n; ++k) {
+        const Place at = grid.place(first + k);
+        grid.whole(at) ? input_tile<true>(at, v + k * padded_C, stride) : input_tile<false>(at, v + k * padded_C, stride);
+      }
+      return;
     }
-    grid.template input<kWhole>(static_cast<const T*>(p.x), p.C, at, c, v, stride,
-                                [&](vfloat x) FD_INLINE { return kNormalised ? prologue(x) : x; });
-  }
-
-  template <bool kWhole, bool kNormalised> void input_tile(Place at, float* v, int64_t stride) const {
-    for (int64_t c = 0; c < p.C; c += kWidth) input_vector<kWhole, kNormalised>(at, c, v + c, stride);
-  }
-
-  void transform_input(int64_t tile, float* v, int64_t stride) const {
-    const Place at = grid.place(tile);
-    const bool whole = grid.whole(at);
-    if (terms) whole ? input_tile<true, true>(at, v, stride) : input_tile<false, true>(at, v, stride);
-    else whole ? input_tile<true, false>(at, v, stride) : input_tile<false, false>(at, v, stride);
+    Band<T, M> band(p, grid);
+    for (int64_t k = 0; k < n; ++k) {
+      const Place at = grid.place(first + k);
+      band.at(at, terms);
+      normalised_tile(band, at, v + k * padded_C, stride);
+    }
   }
 
   // M of `n` tiles and the columns [o, o + width).
   void multiply(const float* v, int64_t n, int64_t o, int64_t width, float* m) const {
-    for (int position = 0; position < kPositions; ++position) {
-      const float* inputs = v + position * input_stride(n);
-      const float* filters = p.filters + (position * padded_O + o) * p.C;
-      float* products = m + position * product_stride(n);
-      for (int64_t j = 0; j < width; j += 2 * kWidth) {
-        const float* u = filters + j / kPanel * kPanel * p.C + j % kPanel;
-        for (int64_t r = 0; r < n; r += kTileRows)
-          product_rows<kTileRows>(n - r, inputs + r * padded_C, padded_C, u, p.C, products + r * chunk + j, chunk);
+    const float* filters = p.filters + o * p.C;
+    for (int position = 0; position < kPositions; ++position, filters += padded_O * p.C)
+      for (int64_t j = 0; j < width; j += kPanel) {
+        const float* u = filters + j * p.C;
+        const float* next = j + kPanel < width ? u + kPanel * p.C : filters + padded_O * p.C;
+        product(n, v + position * input_stride(n), padded_C, u, next, p.C, m + position * product_stride(n) + j, chunk);
       }
-    }
   }
 
   // One tile's vector of outputs from o on, whose products lie at m, `stride` apart.
@@ -156,16 +167,19 @@ template <class T, int M> struct Convolution {
   void block_of(int64_t first) const {
     const int64_t n = tiles - first < block ? tiles - first : block;
     Scratch<float> v(kPositions * input_stride(n)), m(kPositions * product_stride(n));
-    for (int64_t k = 0; k < n; ++k) transform_input(first + k, v.data + k * padded_C, input_stride(n));
+    transform_inputs(first, n, v.data, input_stride(n));
     for (int64_t o = 0; o < padded_O; o += chunk) outputs(first, n, o, v.data, m.data);
   }
 
-  // Where there are fewer blocks than threads: all tiles in one, tiles shared out first and then columns.
+  // Where there are fewer blocks than threads: all tiles in one, rows of tiles shared out first and then columns.
   void together(int threads) {
     chunk = rounded_up((padded_O + threads - 1) / threads, kPanel);
     chunk = chunk < padded_O ? chunk : padded_O;
     Scratch<float> v(kPositions * input_stride(tiles));
-    parallel_for(tiles, threads, [&](int64_t k) { transform_input(k, v.data + k * padded_C, input_stride(tiles)); });
+    parallel_for(p.B * grid.rows, threads, [&](int64_t row) {
+      const int64_t first = row * grid.columns;
+      transform_inputs(first, grid.columns, v.data + first * padded_C, input_stride(tiles));
+    });
     parallel_for((padded_O + chunk - 1) / chunk, threads, [&](int64_t i) {
       Scratch<float> m(kPositions * product_stride(tiles));
       outputs(0, tiles, i * chunk, v.data, m.data);

@@ -58,11 +58,10 @@ template <class T> struct FilterGradient {
 
   template <bool kWhole> void inputs_of(Place at, float* v) const {
     for (int64_t c = 0; c < padded_C; c += kWidth) {
-      if (c < p.C) grid.template input<kWhole>(static_cast<const T*>(p.x), p.C, at, c, v + c, v_stride(), Same());
+      if (c < p.C) grid.template input<kWhole>(static_cast<const T*>(p.x), p.C, at, c, v + c, v_stride());
       else for (int i = 0; i < kPositions; ++i) store(v + i * v_stride() + c, vfloat{});
     }
   }
-  struct Same { FD_INLINE vfloat operator()(vfloat x) const { return x; } };
 
   // A dY A^T of one tile's vector of outputs from o on; what lies outside is 0.
   FD_INLINE void output_vector(Place at, int64_t o, float* w) const {

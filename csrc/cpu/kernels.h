@@ -22,6 +22,8 @@
   Status conv3x3(const Conv3x3Params& p);                                      \
   Status conv3x3_pack(const Conv3x3PackParams& p);                             \
   Status conv3x3_backward(const Conv3x3BackwardParams& p);                     \
+  Status convolution(const ConvolutionParams& p);                              \
+  Status convolution_pack(const ConvolutionPackParams& p);                     \
   Status rms_norm_silu(const RmsNormSiluParams& p);                            \
   Status rms_norm_silu_backward(const RmsNormSiluBackwardParams& p);           \
   }
@@ -47,6 +49,8 @@ struct Kernels {
   Status (*conv3x3)(const Conv3x3Params&);
   Status (*conv3x3_pack)(const Conv3x3PackParams&);
   Status (*conv3x3_backward)(const Conv3x3BackwardParams&);
+  Status (*convolution)(const ConvolutionParams&);
+  Status (*convolution_pack)(const ConvolutionPackParams&);
   Status (*rms_norm_silu)(const RmsNormSiluParams&);
   Status (*rms_norm_silu_backward)(const RmsNormSiluBackwardParams&);
 };

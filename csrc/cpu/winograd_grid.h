@@ -1,18 +1,26 @@
 // How an image is cut into Winograd's tiles, and what a tile of it is transformed to.
 #pragma once
-#include "group_norm.h"
+#include "product.h"
 #include "winograd.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
 
-constexpr int kTileRows = kWidth == 16 ? 12 : 6;   // rows of a matrix product's core, two vectors wide
-
-FD_SIMD int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// The first n elements, n <= kWidth, other lanes 0.
-template <class T> FD_SIMD vfloat load_some(const T* from, int n) {
-  return n == kWidth ? load(from) : load_first(from, n);
+// B^T d B of the tile of vectors d(i, j), its positions stored `stride` apart.
+template <int M, class Inputs> FD_SIMD void transform_input(const Inputs& d, float* v, int64_t stride) {
+  constexpr int kTile = M + 2;
+  vfloat t[kTile][kTile];
+  for (int i = 0; i < kTile; ++i) {
+    vfloat row[kTile];
+    for (int j = 0; j < kTile; ++j) row[j] = d(i, j);
+    Winograd<M>::input(row, t[i]);
+  }
+  for (int j = 0; j < kTile; ++j) {
+    vfloat column[kTile], out[kTile];
+    for (int i = 0; i < kTile; ++i) column[i] = t[i][j];
+    Winograd<M>::input(column, out);
+    for (int i = 0; i < kTile; ++i) store(v + (i * kTile + j) * stride, out[i]);
+  }
 }
 
 struct Place { int64_t b, y, x; };   // of a tile's first output
@@ -29,26 +37,14 @@ template <int M> struct Grid {
   bool whole(Place at) const { return at.y >= 1 && at.x >= 1 && at.y + M + 1 <= H && at.x + M + 1 <= W; }
 
   // B^T d B of one tile's vector of channels of x [B, H, W, C] from c on, its positions stored `stride` apart.
-  template <bool kWhole, class T, class Prologue>
-  FD_INLINE void input(const T* x, int64_t C, Place at, int64_t c, float* v, int64_t stride,
-                       const Prologue& prologue) const {
+  template <bool kWhole, class T>
+  FD_INLINE void input(const T* x, int64_t C, Place at, int64_t c, float* v, int64_t stride) const {
     const int n = C - c < kWidth ? int(C - c) : kWidth;
     const T* first = x + ((at.b * H + at.y - 1) * W + at.x - 1) * C + c;
-    vfloat d[kTile][kTile], t[kTile][kTile];
-    for (int i = 0; i < kTile; ++i) {
-      for (int j = 0; j < kTile; ++j) {
-        d[i][j] = vfloat{};
-        const bool inside = at.y + i >= 1 && at.y + i <= H && at.x + j >= 1 && at.x + j <= W;
-        if (kWhole || inside) d[i][j] = prologue(load_some(first + (i * W + j) * C, n));
-      }
-      Winograd<M>::input(d[i], t[i]);
-    }
-    for (int j = 0; j < kTile; ++j) {
-      vfloat column[kTile], out[kTile];
-      for (int i = 0; i < kTile; ++i) column[i] = t[i][j];
-      Winograd<M>::input(column, out);
-      for (int i = 0; i < kTile; ++i) store(v + (i * kTile + j) * stride, out[i]);
-    }
+    transform_input<M>([&](int i, int j) FD_INLINE {
+      const bool inside = at.y + i >= 1 && at.y + i <= H && at.x + j >= 1 && at.x + j <= W;
+      return kWhole || inside ? load_some(first + (i * W + j) * C, n) : vfloat{};
+    }, v, stride);
   }
 };
 

@@ -33,8 +33,9 @@ class Attention(nn.Module):
         if hasattr(self, "memory"):
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(self.memory, (k, v), strict=True))
         h = F.scaled_dot_product_attention(q, k, v)
-        h = fused.linear(self.out, h.transpose(1, 2).reshape(B, H * W, self.inner))
-        return x + h.reshape(B, H, W, C).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+        h = fused.linear(self.out, h.transpose(1, 2).reshape(B, H * W, self.inner), pixels)
+        return h.reshape(B, H, W, C).permute(0, 3, 1, 2)
 
 
 class LinearAttention(nn.Module):

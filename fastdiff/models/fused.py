@@ -2,7 +2,7 @@
 
 They do in inference on the CPU: evaluation mode, gradients off, float32, bfloat16 or float16, where
 `fastdiff.ops._winograd.choose` has an algorithm quicker than torch's for the shape, and modules are as `UNet` made them
-(no hooks, no other class in their place). 1x1 convolutions and attention's layers go to oneDNN there. In training mode
+(no hooks, no other class in their place). Other convolutions and linear layers are products there. In training mode
 with gradients, in float32 on the CPU, the convolutions alone do, where their gradients are the quicker for it.
 Elsewhere, and under `fastdiff.ops.winograd(False)`, all is torch's.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..ops import _check, _dispatch, _winograd
+from ..ops import _check, _dispatch, _winograd, native, native_convolution
 from .norms import GroupNormSiLU
 
 _HOOKS = torch.nn.modules.module
@@ -41,9 +41,12 @@ def normed(module, x, norm=None):
 
 
 def convolved(module, x, residual=None):
-    """residual + module(x), by `conv3x3` where that trains quicker."""
+    """residual + module(x), by `conv3x3` where that trains quicker, as `product` where that applies."""
     if trains(module, x):
         return ops.conv3x3(x, module.weight, module.bias, residual=residual)
+    y = product(module, x, residual)
+    if y is not None:
+        return y
     return module(x) if residual is None else residual + module(x)
 
 
@@ -57,29 +60,57 @@ def trains(module, x, kind=nn.Conv2d):
     return any(_winograd.choose_gradients(x.shape[0], C, O, *x.shape[2:]))
 
 
-def pointwise(module, x):
-    """module(x), a 1x1 convolution; in float32 inference on the CPU by oneDNN, where torch would use BLAS.
+def product(module, x, residual=None, kind=nn.Conv2d):
+    """residual + module(x), module a convolution of class `kind`; None where torch should compute it.
 
-    One thread of an AMD EPYC is 1.3 to 3.3 times as fast so, at the DDPM network's shapes.
+    In inference on the CPU by `fastdiff.ops.native_convolution` at the SIMD level at which that was timed; else a 1x1
+    convolution in float32 by oneDNN, where torch would use BLAS: one thread of an AMD EPYC with AVX-512 is 1.3 to 3.3
+    times as fast so, at the DDPM network's shapes.
     """
-    if type(module) is not nn.Conv2d or not _onednn(module, x):
-        return module(x)
-    return torch.mkldnn_convolution(x, module.weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
+    if type(module) is not kind or not _free(module, x):
+        return None
+    if _quick() and _is_simple(module):
+        stride, padding = module.stride[0], module.padding[0]
+        return native_convolution.convolution(x, module.weight, module.bias, residual, stride=stride, padding=padding)
+    if not _onednn(module, x) or (*module.kernel_size, *module.stride, *module.padding) != (1, 1, 1, 1, 0, 0):
+        return None
+    y = torch.mkldnn_convolution(x, module.weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
+    return y if residual is None else residual + y
 
 
-def linear(module, h):
-    """module(h), a linear layer of h [B, N, C], in the same way as `pointwise`."""
-    if type(module) is not nn.Linear or not _onednn(module, h):
-        return module(h)
-    image = h.unsqueeze(2).permute(0, 3, 1, 2)  # [B, C, N, 1], channels last
-    weight = module.weight[:, :, None, None]
-    y = torch.mkldnn_convolution(image, weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
-    return y.permute(0, 2, 3, 1).flatten(1, 2)
+def linear(module, h, residual=None):
+    """residual + module(h), a linear layer of h [..., C], in the same way where that applies."""
+    if type(module) is nn.Linear and _free(module, h):
+        if _quick():
+            return native_convolution.linear(h, module.weight, module.bias, residual)
+        if _onednn(module, h) and h.dim() == 3:
+            image = h.unsqueeze(2).permute(0, 3, 1, 2)  # [B, C, N, 1], channels last
+            weight = module.weight[:, :, None, None]
+            y = torch.mkldnn_convolution(image, weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
+            y = y.permute(0, 2, 3, 1).flatten(1, 2)
+            return y if residual is None else residual + y
+    return module(h) if residual is None else residual + module(h)
+
+
+def _free(module, x):
+    """Whether module(x), in inference on the CPU, may be computed otherwise than by torch."""
+    known = _dispatch.eager(module.weight) and module.weight.dtype in (torch.float32, x.dtype)
+    return known and _winograd.allowed() and inference(x) and _unwatched(module)
+
+
+def _quick():
+    """Whether `native_convolution` is at least as quick as torch and oneDNN here: it was timed at this level alone."""
+    return native.simd_level() == "avx2"
+
+
+def _is_simple(conv):
+    """A convolution that `native_convolution` has: of square shape and neither grouped nor dilated."""
+    square = all(len({*pair}) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+    return square and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def _onednn(module, x):
-    wanted = x.dtype is torch.float32 and _winograd.allowed() and _HAS_ONEDNN
-    return wanted and inference(x) and _unwatched(module) and module.weight.dtype is torch.float32
+    return _HAS_ONEDNN and x.dtype is torch.float32 and module.weight.dtype is torch.float32
 
 
 def inference(x):

@@ -47,7 +47,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t, y=None):
         weights = self.linear_1.weight.dtype
         dtype = torch.float64 if weights is torch.float64 else torch.float32
-        embedding = self.linear_2(self.act(self.linear_1(self._features(t, dtype).to(weights))))
+        hidden = self.act(fused.linear(self.linear_1, self._features(t, dtype).to(weights)))
+        embedding = fused.linear(self.linear_2, hidden)
         return F.silu(embedding if y is None else embedding + self.classes(y))
 
     def _features(self, t, dtype):
@@ -79,14 +80,14 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x, embedding, counters=None):
-        time = self.time(embedding)  # [B, C], or [B, 2C] with scale_shift
+        time = fused.linear(self.time, embedding)  # [B, C], or [B, 2C] with scale_shift
         h, norm = x, self.norm_1
         if self.resample is not None:
             h, x, norm = self.resample(norm(x)), self.resample(x), None
         add, film = (None, time.chunk(2, dim=1)) if self.scale_shift else (time, (None, None))
         if self._fuses(h):
             h = fused.conv(self.conv_1, h, norm, add=add)
-            skip = fused.pointwise(self.skip, x)
+            skip = fused.convolved(self.skip, x)
             return fused.conv(self.conv_2, h, self.norm_2, scale=film[0], shift=film[1], residual=skip)
         h = fused.convolved(self.conv_1, h if norm is None else joined.keeping_parts(norm, h))
         options = self.dropout.options(h, counters)

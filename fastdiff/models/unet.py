@@ -24,7 +24,7 @@ class UNet(nn.Module):
     channels_last; x may have either layout. In evaluation on the CPU with gradients off (which `Sampler` sees to)
     norms, 3x3 convolutions and sums run fused, by Winograd's algorithm: faster, within 10 times eager float32's
     rounding error; `fastdiff.ops.winograd(False)` is the switch. It keeps 1.8 or 4 times the size of those weights,
-    from the first call until they change.
+    and with AVX2 that of all others in float32, from the first call until they change.
 
     Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads; takes_counters, which
     `fastdiff.train` reads.

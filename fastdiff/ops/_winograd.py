@@ -9,7 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import _layout
 
 DIRECT, SMALL, LARGE = 0, 2, 4  # torch's convolution, F(2x2, 3x3), F(4x4, 3x3): outputs along a side of a tile
-COLUMNS = 32  # of filters that lie together
+COLUMNS = 32  # a multiple of how many filters lie together, at any SIMD level
 
 _allowed = ContextVar("fastdiff_winograd", default=True)
 _keeps = ContextVar("fastdiff_winograd_keeps", default=True)
@@ -31,7 +31,7 @@ def allowed():
 
 @contextlib.contextmanager
 def keeping(kept):
-    """Filters that are transformed in this context are kept for the next call, or not."""
+    """What is made of a weight in this context is kept for the next call, or not."""
     token = _keeps.set(kept)
     try:
         yield
@@ -50,7 +50,8 @@ def choose(B, C, O, H, W):  # noqa: E741
     return LARGE if B * -(-H // 4) * -(-W // 4) >= 4 else SMALL
 
 
-# (B, C, O, H, W): the quickest on one thread of an AMD EPYC with AVX-512, by `pytest benchmarks -k conv3x3`.
+# (B, C, O, H, W): the quickest on one thread of an AMD EPYC with AVX-512, by `pytest benchmarks -k conv3x3`, and of an
+# older one with AVX2.
 MEASURED = {
     (8, 128, 128, 32, 32): LARGE,
     (8, 256, 128, 32, 32): LARGE,
@@ -97,24 +98,30 @@ def choose_gradients(B, C, O, H, W):  # noqa: E741
     return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
 
 
-_filters = WeakIdKeyDictionary()  # weight -> ((version, address), {tile: filters})
+_filters = WeakIdKeyDictionary()  # weight -> ((version, address, SIMD level), {kind: filters})
 
 
-def filters(weight, tile, pack):
-    """The transform of weight [O, C, 3, 3] for tiles of this size: [(tile + 2)^2, ceil(O / 32), C, 32] float32.
-
-    pack(weight, result, tile, back) fills it. Kept while the weight's version and memory stay; a weight made in
-    inference mode has no version and is transformed each time.
+def kept(weight, kind, level, make):
+    """make(), what a kernel of this SIMD level reads in the place of weight; kept while that and the weight's version
+    and memory stay. A weight made in inference mode has no version: make() each time.
     """
     if weight.is_inference() or not _keeps.get():
-        return packed(weight, tile, pack)
-    state = weight._version, weight.data_ptr()
-    kept = _filters.get(weight)
-    if kept is None or kept[0] != state:
-        kept = _filters[weight] = state, {}
-    if tile not in kept[1]:
-        kept[1][tile] = packed(weight, tile, pack)
-    return kept[1][tile]
+        return make()
+    state = weight._version, weight.data_ptr(), level
+    found = _filters.get(weight)
+    if found is None or found[0] != state:
+        found = _filters[weight] = state, {}
+    if kind not in found[1]:
+        found[1][kind] = make()
+    return found[1][kind]
+
+
+def filters(weight, tile, pack, level):
+    """The transform of weight [O, C, 3, 3] for tiles of this size, 32 ceil(O / 32) C (tile + 2)^2 float32, kept.
+
+    pack(weight, result, tile, back) fills it, in the order of the SIMD level.
+    """
+    return kept(weight, tile, level, lambda: packed(weight, tile, pack))
 
 
 def packed(weight, tile, pack, back=False):

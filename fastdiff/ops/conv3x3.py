@@ -34,7 +34,7 @@ def conv3x3(
     """y = W * h + bias + add + residual, W * h the 3x3 convolution of stride 1 and zero padding 1.
 
     h = act((GN(x) * norm_weight + norm_bias) * (1 + scale) + shift) as `group_norm_silu` has it where groups is given,
-    else x. On the CPU h is made as it is read and never written; channels last is the quick layout, and the
+    else x. On the CPU h is made a few rows at a time, never written whole; channels last is the quick layout, and the
     multiplications are Winograd's: F(4x4, 3x3), or F(2x2, 3x3) where maps are small, else torch's own convolution, by
     `fastdiff.ops._winograd.choose`; so are those of its gradients. The filters' transform, 1.8 or 4 times their size,
     is made at the first call and kept until the weight changes (as its version counter tells; a write through .data

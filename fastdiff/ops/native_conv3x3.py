@@ -15,7 +15,7 @@ def conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps,
     out = y
     if not y.is_contiguous(memory_format=torch.channels_last):
         out = torch.empty_like(y, memory_format=torch.channels_last)
-    packed = _winograd.filters(weight, tile, _pack)
+    packed = _winograd.filters(weight, tile, _pack, native.simd_level())
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     status = native._C.conv3x3(

@@ -7,7 +7,8 @@ import torch
 
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
 from fastdiff.models import fused
-from fastdiff.ops import _dispatch
+from fastdiff.ops import _dispatch, native_convolution
+from tests.ops.conftest import running_on
 
 SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16, groups=8)
 CONFIGS = {"add": SMALL, "scale_shift": SMALL | {"scale_shift": True}}
@@ -88,6 +89,71 @@ def test_half_precision_is_no_worse_than_eagers(calls, cast, dtype):
     with torch.no_grad():
         exact = exact_net(x.double(), t)
     assert relative(y, exact) <= 1.5 * relative(eager, exact)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes that went through a product, at the SIMD level at which those were timed."""
+    made = []
+
+    def counted(name):
+        original = getattr(native_convolution, name)
+        return lambda x, *args, **kwargs: (made.append((name, *x.shape)), original(x, *args, **kwargs))[1]
+
+    for name in ("convolution", "linear"):
+        monkeypatch.setattr(native_convolution, name, counted(name))
+    with running_on("cpu-avx2"):
+        yield made
+
+
+def test_other_layers_are_products(products, calls):
+    """The first convolution, the downsampling and five 1x1 ones; 2 + 8 layers of the time and 2 of each attention."""
+    net = network(**SMALL)
+    check_accuracy(net, calls, 18)
+    names = [name for name, *_ in products]
+    assert names.count("convolution") == 7 and names.count("linear") == 2 + 8 + 2 * 4
+    products.clear()
+    x, t = inputs(net)
+    net(x, t)  # gradients on
+    with torch.no_grad(), ops.winograd(False):
+        net(x, t)
+    assert not products
+
+
+def test_watched_layers_are_no_products(products):
+    net, seen = network(**SMALL), []
+    layers = [net.conv_in, net.down[0]["downsample"], net.down[1]["blocks"][0].skip, net.middle["attention"].qkv]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(module))
+    x, t = inputs(net)
+    with torch.no_grad():
+        net(x, t)
+    assert seen == layers and [name for name, *_ in products].count("convolution") == 7 - 3
+
+
+def test_convolutions_that_no_product_is_like(products):
+    """Asymmetric frames, groups, dilation and other shapes are torch's."""
+    x = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    options = dict(padding=(1, 0)), dict(groups=2), dict(dilation=2), dict(stride=(1, 2)), dict(padding="same")
+    convs = [torch.nn.Conv2d(8, 8, 3, **each).eval() for each in options]
+    with torch.no_grad():
+        for conv in (*convs, torch.nn.Conv2d(8, 8, (3, 1)).eval()):
+            assert torch.equal(fused.convolved(conv, x), conv(x))
+    assert not products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_adds_what_stands_beside_it(products, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, skip = (torch.randn(2, 8, 4, 4, generator=generator).to(dtype) for _ in range(2))
+    layers = torch.nn.Conv2d(8, 8, 1).eval().to(dtype), torch.nn.Linear(4, 4).eval().to(dtype)
+    for layer, function in zip(layers, (fused.convolved, fused.linear), strict=True):
+        with torch.no_grad():
+            ours, theirs = function(layer, x, skip), skip + layer(x)
+            exact = skip.double() + copy.deepcopy(layer).double()(x.double())
+        error, allowed = ((y.double() - exact).abs().max() for y in (ours, theirs))
+        assert error <= 1.1 * allowed + 1e-6
+    assert len(products) == 2
 
 
 def test_elsewhere_torch_convolves(calls):
