@@ -49,8 +49,8 @@ FD_FN double erfc(double v) { return ::erfc(v); }
 FD_FN float where(bool condition, float if_true, float if_false) { return condition ? if_true : if_false; }
 FD_FN double where(bool condition, double if_true, double if_false) { return condition ? if_true : if_false; }
 
-FD_FN float magnitude(float v) { return bits_to_float(float_to_bits(v) & 0x7fffffffu); }
-FD_FN double magnitude(double v) { return v < 0 ? -v : v; }
+FD_FN float magnitude(float v) { return __builtin_fabsf(v); }
+FD_FN double magnitude(double v) { return __builtin_fabs(v); }
 
 // if_set where the highest bit is.
 FD_FN float select(uint32_t bits, float if_set, float if_clear) { return bits >> 31 ? if_set : if_clear; }

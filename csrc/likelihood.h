@@ -46,89 +46,48 @@ struct BinMass {
   Value log, by_shift, by_scale;
 };
 
-// u in the tanh approximation of the normal's Phi(u) = sigmoid(logit(u)). Source: Ho et al. 2020 by way of Page, 1977.
-constexpr double kLogitSlope = 1.5957691216057307117, kLogitCube = 0.044715;
-constexpr double kLogFloor = -27.631021115928547;        // ln 1e-12, where OpenAI's code floors a probability
-constexpr double kLogRootTwoPi = 0.91893853320467274178, kOneOverRootTwoPi = 0.39894228040143267794;
+// The tanh approximation of the normal's Phi(u) = 1 / (1 + e^-logit(u)). Source: Ho et al. 2020 by way of Page, 1977.
+constexpr double kLogitSlope = 1.5957691216057307117, kLogitCube = 0.044715 * kLogitSlope;
+constexpr double kRarest = 1e-12;                        // where OpenAI's code floors a probability
+constexpr double kLogRootTwoPi = 0.91893853320467274178;
+constexpr double kFarthest = 1e12;                       // deviations, of which a float has the cube
 
-template <class Value>
-FD_FN Value logit_slope(Value u) {
+// A bin of half width `half` deviations around `centre`; the first one begins, the last one ends at infinity.
+template <class Value, class Condition>
+struct Bin {
+  Value centre, half;
+  Condition first, last, outermost;
+};
+
+// With h and l the logits of a bin's ends, a = e^-h, b = e^l and N = 1 - e^(l - h), where e^(l - h) = a b:
+//
+//     mass = N / ((1 + a) (1 + b)) = 1 / (1 + R), R = (a + b + 2 a b) / N
+//
+// of positive terms alone: every digit counts wherever the bin is. An end at infinity makes its a or b 0, and N 1.
+template <class Value, class Condition>
+FD_FN BinMass<Value> tanh_mass(const Bin<Value, Condition>& bin) {
   typedef typename Scalar<Value>::Is Real;
-  return polynomial(u * u, Real(kLogitSlope), Real(3 * kLogitCube * kLogitSlope));
-}
+  const Real slope = kLogitSlope, slopes = 3 * kLogitCube, less = -kLogitSlope * kUnit, lesser = -kLogitCube * kUnit;
+  const Value far = Value{} + Real(kFarthest), none = {}, one = none + Real(1);
+  const Value c = limited(bin.centre, far), d = at_most(bin.half, far), squares = madd(c * c, Real(3), d * d);
+  const Value middle = c * polynomial(madd(d * d, Real(3), c * c), less, lesser);     // -(h + l) / 2, in kUnit
+  const Value width = d * polynomial(squares, less, lesser);                          // -(h - l) / 2
+  const Value a = where(bin.last, none, raise(width + middle)), b = where(bin.first, none, raise(width - middle));
+  const Value apart = where(bin.outermost, none - Real(1000), width + width), ab = raise(apart);
+  const Value N = complement(-apart, ab), R = quotient(madd(ab, Real(2), a + b), N);
 
-template <class Value>
-FD_FN Value logit(Value u) {
-  typedef typename Scalar<Value>::Is Real;
-  return polynomial(u * u, Real(kLogitSlope), Real(kLogitCube * kLogitSlope)) * u;
-}
-
-// The density that is the mass below u, with by_scale = u by_shift.
-template <class Value>
-FD_FN BinMass<Value> tanh_tail(Value u) {
-  typedef typename Scalar<Value>::Is Real;
-  const Value h = logit(u), fade = fading(magnitude(h));
-  const Value above = where(h < Real(0), Value{} + Real(1), fade) / (fade + Real(1));      // sigmoid(-h)
-  const Value slope = above * logit_slope(u);
-  return {where(h < Real(0), h, Value{}) - log_one_plus(fade), slope, slope * u};
-}
-
-// Between u = centre -+ half, centre <= 0. With h and l the logits of its ends, w = h - l and s the sigmoid, the mass is
-// s(h) s(-l) (1 - e^-w); A = s(-h) / s(-l) and B = s(l) / s(h) make its derivatives A s'(u_h) - B s'(u_l), over 1 - e^-w.
-template <class Value>
-FD_FN BinMass<Value> tanh_bin(Value centre, Value half) {
-  typedef typename Scalar<Value>::Is Real;
-  const Value upper = centre + half, lower = centre - half, width = half + half;
-  const Value h = logit(upper), l = logit(lower);
-  const Value squares = madd(upper, upper, madd(upper, lower, lower * lower));
-  const Value w = width * polynomial(squares, Real(kLogitSlope), Real(kLogitCube * kLogitSlope));
-  const Value within = exp_complement(w), fade = fading(magnitude(h)), below = fading(-l), one = Value{} + Real(1);
-
-  // Of a bin with nearly everything in it what is outside counts.
-  const Value rest = fade / (fade + one) + below / (below + one);
-  const auto whole = (h > Real(0)) & (rest < Real(0.5));
-  const Value mass = where(whole, one - rest, within / ((fade + one) * (below + one)));
-  const Value lost = where(whole, (one - mass) - rest, Value{});
-  const Value log_mass = where(h < Real(0), h, Value{}) + log_of(mass) + lost / mass;
-
-  const Value odds = where(h < Real(0), fade, one / fade);                        // e^h
-  const Value A = (below + one) / (odds + one), B = (below + fading(w)) / (below + one);
-  const Value s = below / (below + one), E = exp_minus_one(w);
-  const Value narrow = (madd(s, Real(-2), one) - s * s * E) / madd(s, E, one);
-  const Value difference = where(w < Real(1), narrow, (A - B) / within);    // (A - B) / (1 - e^-w)
-  const Value change = B * width / within, slope = logit_slope(upper);
-  const Real cube = Real(3 * kLogitCube * kLogitSlope);
-  return {log_mass, madd(difference, slope, change * cube * (centre + centre)),
-          madd(difference * upper, slope, change * polynomial(squares, Real(kLogitSlope), cube))};
-}
-
-template <class Value>
-FD_FN BinMass<Value> floored(BinMass<Value> p) {
-  typedef typename Scalar<Value>::Is Real;
-  const auto below = p.log < Real(kLogFloor);
-  return {where(below, Value{} + Real(kLogFloor), p.log), where(below, Value{}, p.by_shift),
-          where(below, Value{}, p.by_scale)};
-}
-
-template <class Value>
-FD_FN Value normal_density(Value u) {
-  typedef typename Scalar<Value>::Is Real;
-  return fading(u * u * Real(0.5)) * Real(kOneOverRootTwoPi);
-}
-
-// Phi(u) = phi(u) R(-u), R being Mills' ratio.
-template <class Value>
-FD_FN BinMass<Value> erf_tail(Value u) {
-  typedef typename Scalar<Value>::Is Real;
-  const Value ratio = mills_ratio(magnitude(u)), density = normal_density(u), above = density * ratio;
-  const auto low = u < Real(0);
-  const Value slope = where(low, Real(1) / ratio, density / (Real(1) - above));
-  const Value far = madd(u * Real(-0.5), u, log_of(ratio) - Real(kLogRootTwoPi));
-  return {where(low, far, log_one_plus(where(low, Value{}, -above))), slope, slope * u};
+  const Value upper = c + d, lower = c - d, between = quotient(ab, N);
+  const Value A = quotient(a, a + one) * polynomial(upper * upper, slope, slopes);
+  const Value B = quotient(b, b + one) * polynomial(lower * lower, slope, slopes);
+  const Value by_shift = madd(between * Real(4) * slopes, c * d, A - B);
+  const Value by_scale = madd(between * d * Real(2), polynomial(squares, slope, slopes), A * upper - B * lower);
+  const Real rarest = 1 / kRarest - 1;
+  const auto is_rare = R > rarest;
+  return {-log_one_plus(at_most(R, none + rarest)), where(is_rare, none, by_shift), where(is_rare, none, by_scale)};
 }
 
 // A narrow bin: phi(centre) width (1 + excess), excess a series in K = (centre width / 2)^2 and D = (width / 2)^2, whose
-// terms are Hermite polynomials; within 3e-8 for K, D <= 1/16 (in double see erf_bin).
+// terms are Hermite polynomials; within 3e-8 for K, D <= 1/16 (in double see erf_mass).
 template <class Value>
 FD_FN BinMass<Value> narrow_bin(Value centre, Value half) {
   typedef typename Scalar<Value>::Is Real;
@@ -149,78 +108,108 @@ FD_FN BinMass<Value> narrow_bin(Value centre, Value half) {
   return {log_mass, by_shift, by_scale};
 }
 
-// Between u = centre -+ half, centre <= 0: phi(upper) (R(-upper) - e^-k R(-lower)), or of a bin around 0 what is outside.
-template <class Value>
-FD_FN BinMass<Value> wide_bin(Value centre, Value half) {
+// Between u = centre -+ half, centre <= 0, or from -infinity on: phi(upper) (R(-upper) - e^-k R(-lower)), R being
+// Mills' ratio; and where upper > 0 the logarithm is that of 1 less what is outside.
+template <class Value, class Condition>
+FD_FN BinMass<Value> wide_bin(const Bin<Value, Condition>& bin) {
   typedef typename Scalar<Value>::Is Real;
-  const Value upper = centre + half, lower = centre - half, k = half * centre * Real(-2);
-  const Value fade = fading(k), density = normal_density(upper);
-  const Value near = mills_ratio(magnitude(upper)), far = mills_ratio(-lower) * fade;
+  const Value none = {}, one = none + Real(1), upper = bin.centre + bin.half, lower = bin.centre - bin.half;
+  const Value k = where(bin.outermost, none + Real(1000), bin.centre * bin.half * Real(-2 * kUnit)), fade = raise(-k);
+  const Value exponent = madd(upper * upper, Real(-0.5 * kUnit), none - Real(kLogRootTwoPi * kUnit));
+  const Value density = raise(exponent);
+  const Value near = mills_ratio(magnitude(upper)), far = mills_ratio(magnitude(lower)) * fade;
   const auto around = upper > Real(0);
-  const Value outside = where(around, density * (near + far), Value{});
-  const Value rest = where(around, Value{} + Real(1), near - far);
-  const Value tail = madd(upper * Real(-0.5), upper, log_of(rest) - Real(kLogRootTwoPi));
-  const Value log_mass = where(around, log_one_plus(-outside), tail);
-  const Value scale = where(around, density / (Real(1) - outside), Real(1) / rest);   // phi(upper) over the mass
-  return {log_mass, scale * exp_complement(k), scale * (upper - lower * fade)};
+  const Value outside = density * (near + far), rest = where(around, one - outside, near - far);
+  const Value lost = (one - rest) - outside;         // by the first difference: over `rest` it is no more within an ulp
+  const Value scale = where(around, density, one) * inverse_of(rest);                 // phi(upper) over the mass
+  return {log_of(rest) + where(around, lost, exponent * Real(1 / kUnit)), scale * complement(k, fade),
+          scale * (upper - lower * fade)};
 }
 
 // The series is for bins of less than half a deviation; double asks for narrower ones, where it has as many digits.
-template <class Value>
-FD_FN BinMass<Value> erf_bin(Value centre, Value half) {
+template <class Value, class Condition>
+FD_FN BinMass<Value> erf_mass(const Bin<Value, Condition>& given) {
   typedef typename Scalar<Value>::Is Real;
-  const Real widest = sizeof(Real) == 8 ? Real(0.06) : Real(0.5);
-  const Value width = half + half;
-  const auto is_narrow = (width < widest) & (-centre * width < widest);
+  const Real widest = sizeof(Real) == 8 ? Real(0.03) : Real(0.25);
+  Bin<Value, Condition> bin = given;
+  bin.centre = where(bin.outermost, where(bin.last, -bin.centre, bin.centre), -magnitude(bin.centre));
+  const Condition is_wide = (bin.half >= widest) | (bin.centre * bin.half <= -widest) | bin.outermost;
   BinMass<Value> narrow = {}, wide = {};
-  if (is_needed(is_narrow)) narrow = narrow_bin(centre, half);
-  if (is_needed(!is_narrow)) wide = wide_bin(centre, half);
-  return {where(is_narrow, narrow.log, wide.log), where(is_narrow, narrow.by_shift, wide.by_shift),
-          where(is_narrow, narrow.by_scale, wide.by_scale)};
+  if (is_needed(!is_wide)) narrow = narrow_bin(bin.centre, bin.half);
+  if (is_needed(is_wide)) wide = wide_bin(bin);
+  const Value by_shift = where(is_wide, wide.by_shift, narrow.by_shift);
+  const Condition mirrored = given.last | ((given.centre > Real(0)) & !given.first);
+  return {where(is_wide, wide.log, narrow.log), where(mirrored, -by_shift, by_shift),
+          where(is_wide, wide.by_scale, narrow.by_scale)};
 }
 
-// The mass of x0's bin of half width 1/255 under N(mean, e^log_variance), the outermost bins being unbounded.
-template <class Value>
-FD_FN BinMass<Value> bin_mass(Value x0, Value centred, Value inverse_std, bool exact) {
+// The mass of x0's bin of half width 1/255 under N(mean, std^2), the outermost bins being unbounded. kExact: with erf.
+template <bool kExact, class Value>
+FD_FN BinMass<Value> bin_mass(Value x0, Value centred, Value inverse_std) {
   typedef typename Scalar<Value>::Is Real;
-  const Value centre = centred * inverse_std, half = inverse_std * Real(1.0 / 255);
-  const auto first = x0 < Real(-0.999), last = x0 > Real(0.999);
-  const auto mirrored = last | ((x0 >= Real(-0.999)) & (centre > Real(0)));
-  const Value folded = where(mirrored, -centre, centre), end = folded + half;
-  const auto outermost = first | last;
-  BinMass<Value> tail = {}, bin = {};
-  if (is_needed(outermost)) tail = exact ? erf_tail(end) : floored(tanh_tail(end));
-  if (is_needed(!outermost)) bin = exact ? erf_bin(folded, half) : floored(tanh_bin(folded, half));
-  const Value by_shift = where(outermost, tail.by_shift, bin.by_shift);
-  return {where(outermost, tail.log, bin.log), where(mirrored, -by_shift, by_shift),
-          where(outermost, tail.by_scale, bin.by_scale)};
+  typedef decltype(x0 < x0) Condition;
+  const Condition first = x0 < Real(-0.999), last = x0 > Real(0.999), outermost = first | last;
+  const Bin<Value, Condition> bin = {centred * inverse_std, inverse_std * Real(1.0 / 255), first, last, outermost};
+  if constexpr (kExact) return erf_mass(bin);
+  else return tanh_mass(bin);
 }
 
-// KL(N(true, e^l_q) || N(mean, e^log_variance)) = (e^d - 1 - d + difference^2 e^-log_variance) / 2, d = l_q - log_variance;
-// or at t = 0 minus the logarithm of the decoder's mass.
+// The estimate of x0 before its clip, and after.
+template <class Value>
+struct Estimate {
+  Value raw, x0;
+};
+
 template <class Value, class Real>
-FD_FN VlbTerm<Value> vlb_term(const VlbElement<Value>& e, const VlbSetting<Value, Real>& setting) {
+FD_FN Estimate<Value> estimate_of(const VlbElement<Value>& e, const VlbSetting<Value, Real>& setting) {
   const auto& at = setting.row.at;
-  const Value raw_x0 = madd(e.m, at[kVlbPM], e.x_t * at[kVlbPX]), x0 = clip(raw_x0, setting.bound);
+  const Value raw = madd(e.m, at[kVlbPM], e.x_t * at[kVlbPX]);
+  return {raw, limited(raw, setting.bound)};
+}
+
+// The derivative of the mean by m.
+template <class Value, class Real>
+FD_FN Value moved_by_m(const Estimate<Value>& estimate, const VlbSetting<Value, Real>& setting) {
+  const auto& at = setting.row.at;
+  const Value usual = where(estimate.x0 == estimate.raw, Value{} + at[kVlbR0] * at[kVlbPM], Value{});
+  return setting.raw ? Value{} + Real(1) : usual;
+}
+
+// Minus the logarithm of the decoder's mass, at t = 0.
+template <bool kExact, class Value, class Real>
+FD_FN VlbTerm<Value> decoder_term(const VlbElement<Value>& e, const VlbSetting<Value, Real>& setting) {
+  const auto& at = setting.row.at;
+  const Estimate<Value> estimate = estimate_of(e, setting);
+  const Value inverse_std = exp(madd(e.v, at[kVlbL1] * Real(-0.5), Value{} + at[kVlbL0] * Real(-0.5)));
+  const Value mean = setting.raw ? e.m : madd(estimate.x0, at[kVlbR0], e.x_t * at[kVlbRX]);
+  const BinMass<Value> p = bin_mass<kExact>(e.x0, e.x0 - mean, inverse_std);
+  return {-p.log, p.by_shift * inverse_std * moved_by_m(estimate, setting), p.by_scale * (Real(0.5) * at[kVlbL1])};
+}
+
+// KL(N(true, e^l_q) || N(mean, e^log_variance)) = (e^d - 1 - d + difference^2 e^-log_variance) / 2,
+// d = l_q - log_variance.
+template <class Value, class Real>
+FD_FN VlbTerm<Value> divergence_term(const VlbElement<Value>& e, const VlbSetting<Value, Real>& setting) {
+  const auto& at = setting.row.at;
+  const Estimate<Value> estimate = estimate_of(e, setting);
   const Value log_variance = madd(e.v, at[kVlbL1], Value{} + at[kVlbL0]);
   const Value truth = madd(e.x0, at[kVlbR0], e.x_t * at[kVlbRX]);
-  const Value mean = setting.raw ? e.m : madd(x0, at[kVlbR0], e.x_t * at[kVlbRX]);
-  const Value moved = setting.raw ? Value{} + Real(1)
-                                  : where(x0 == raw_x0, Value{} + at[kVlbR0] * at[kVlbPM], Value{});   // of the mean by m
-  Value value, by_mean, by_log_variance;
-  if (setting.decoder) {
-    const Value inverse_std = exp(log_variance * Real(-0.5));
-    const BinMass<Value> p = bin_mass(e.x0, e.x0 - mean, inverse_std, setting.exact);
-    value = -p.log, by_mean = p.by_shift * inverse_std, by_log_variance = p.by_scale * Real(0.5);
-  } else {
-    const Value difference = setting.raw ? truth - e.m : (e.x0 - x0) * at[kVlbR0];
-    const Value d = at[kVlbLQ] - log_variance;
-    Value beyond;
-    const Value grown = exp_minus_one(d, beyond);
-    const Value precise = difference * exp(-log_variance), square = difference * precise;
-    value = (beyond + square) * Real(0.5), by_mean = -precise, by_log_variance = (grown + square) * Real(-0.5);
-  }
-  return {value, by_mean * moved, by_log_variance * at[kVlbL1]};
+  const Value difference = setting.raw ? truth - e.m : (e.x0 - estimate.x0) * at[kVlbR0];
+  Value beyond;
+  const Value grown = exp_minus_one(at[kVlbLQ] - log_variance, beyond);
+  const Value precise = difference * exp(-log_variance), square = difference * precise;
+  return {(beyond + square) * Real(0.5), -precise * moved_by_m(estimate, setting),
+          (grown + square) * (Real(-0.5) * at[kVlbL1])};
+}
+
+// call(term), term(e, setting) being what the sample's elements have.
+template <class Value, class Real, class Call>
+FD_FN void with_term(const VlbSetting<Value, Real>& setting, const Call& call) {
+  typedef const VlbElement<Value>& E;
+  typedef const VlbSetting<Value, Real>& S;
+  if (!setting.decoder) call([](E e, S s) { return divergence_term(e, s); });
+  else if (setting.exact) call([](E e, S s) { return decoder_term<true>(e, s); });
+  else call([](E e, S s) { return decoder_term<false>(e, s); });
 }
 
 }  // namespace FD_SPACE

@@ -2,9 +2,52 @@
 // host, vfloat. Float polynomials are our own, with their error stated; double is the mathematics library's.
 #pragma once
 #include "philox.h"
+#ifndef FD_LEVEL
+#include "cuda/common.cuh"
+#endif
 
 namespace fastdiff {
 namespace FD_SPACE {
+
+// raise(v) = e^(v / kUnit): a device has powers of two, and coefficients take the factor.
+#ifdef FD_LEVEL
+constexpr double kUnit = 1;
+
+// At least e^-60: what is below counts for nothing, and its products would be slow denormals.
+template <class Value>
+FD_FN Value raise(Value v) {
+  return exp(where(v < -60.0f, Value{} - 60.0f, v));
+}
+
+FD_FN double raise(double v) { return exp(v); }
+
+template <class Value>
+FD_FN Value quotient(Value a, Value b) {
+  return a / b;
+}
+
+template <class Value>
+FD_FN Value inverse_of(Value v) {
+  return (Value{} + 1.0f) / v;
+}
+
+template <class Value>
+FD_FN Value limited(Value v, Value bound) {
+  return clip(v, bound);
+}
+
+template <class Value>
+FD_FN Value at_most(Value v, Value most) {
+  return where(v > most, most, v);
+}
+#else
+constexpr double kUnit = 1.4426950408889634074;
+
+FD_FN float raise(float v) { return exp2_of(v); }
+FD_FN float quotient(float a, float b) { return approximate_quotient(a, b); }
+FD_FN float inverse_of(float v) { return approximate_reciprocal(v); }
+FD_FN float at_most(float v, float most) { return lesser(v, most); }
+#endif
 
 template <class Value>
 struct Scalar {
@@ -32,41 +75,24 @@ FD_FN Value polynomial(Value x, Real first, Real second, Rest... rest) {
   return madd(polynomial(x, second, rest...), x, first);
 }
 
-// ln v within 2 ulp, v a positive normal number; NaN and infinity give NaN.
+// ln v within 2 ulp, v a positive normal number.
 template <class Value>
 FD_FN Value log_of(Value v) {
   const auto shifted = as_uint(v) - 0x3f3504f3u;
   const Value exponent = int_to_float(as_int(shifted) >> 23);
   const Value f = as_float((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
-  Value p = madd(f, kLog8, kLog7);
-  p = madd(f, p, kLog6);
-  p = madd(f, p, kLog5);
-  p = madd(f, p, kLog4);
-  p = madd(f, p, kLog3);
-  p = madd(f, p, kLog2);
-  p = madd(f, p, kLog1);
-  p = madd(f, p, kLog0);
-  const Value square = f * f;
-  const Value low = madd(square * f, p, exponent * -2.12194440e-4f);        // ln 2 = 0.693359375 - 2.12e-4
-  return madd(exponent, 0.693359375f, f + madd(square, -0.5f, low)) + (v - v);
+  const Value p = polynomial(f, -0.5f, kLog0, kLog1, kLog2, kLog3, kLog4, kLog5, kLog6, kLog7, kLog8);
+  return madd(exponent, kLn2, madd(f * f, p, f));
 }
 
 FD_FN double log_of(double v) { return log(v); }
 
-// ln(1 + v) for v in (-1, 1].
+// ln(1 + v), v > -1; NaN of NaN.
 template <class Value>
 FD_FN Value log_one_plus(Value v) {
   const Value sum = v + 1.0f;
-  return log_of(sum) + (v - (sum - 1.0f)) / sum;                            // what the sum lost
+  return log_of(sum) + quotient(v - (sum - 1.0f), sum);                     // what the sum lost
 }
-
-// e^-v for v >= 0, but at least e^-60: what is below counts for nothing, and its products would be slow denormals.
-template <class Value>
-FD_FN Value fading(Value v) {
-  return exp(where(v > 60.0f, Value{} - 60.0f, -v));
-}
-
-FD_FN double fading(double v) { return exp(-v); }
 
 // e^v - 1, and e^v - 1 - v in `beyond`, each within a few ulp. Below 1/2 from the latter's series.
 template <class Value>
@@ -100,16 +126,22 @@ FD_FN Value exp_minus_one(Value v) {
   return exp_minus_one(v, beyond);
 }
 
-// 1 - e^-v for v >= 0 within a few ulp.
+// 1 - e^(-v / kUnit) for v >= 0 within a few ulp, fade being raise(-v).
 template <class Value>
-FD_FN Value exp_complement(Value v) {
-  return -exp_minus_one(-v);
+FD_FN Value complement(Value v, Value fade) {
+  constexpr double u = 1 / kUnit, u2 = u * u;
+  const Value p = polynomial(v, float(0.999999998743 * u), float(-0.499999818774 * u2), float(0.166662418687 * u2 * u),
+                             float(-0.0416300728319 * u2 * u2), float(0.00818961363116 * u2 * u2 * u),
+                             float(-0.00112340421905 * u2 * u2 * u2));
+  return where(v < float(0.5 * kUnit), v * p, Value{} + 1.0f - fade);
 }
+
+FD_FN double complement(double v, double fade) { return v < 0.5 ? -exp_minus_one(-v) : 1 - fade; }
 
 // (1 - Phi(y)) / phi(y) of the normal distribution, y >= 0, within 3 ulp: t P(t), t = 1 / (1 + 0.4 y).
 template <class Value>
 FD_FN Value mills_ratio(Value y) {
-  const Value t = 1.0f / madd(y, 0.4f, 1.0f);
+  const Value t = inverse_of(madd(y, 0.4f, Value{} + 1.0f));
   Value p = madd(t, 0.0412914865f, -0.137923971f);
   p = madd(t, p, 0.055433467f);
   p = madd(t, p, 0.317653626f);

@@ -11,7 +11,7 @@ namespace FD_SPACE {
 // u / 127.5 - 1 of a byte: 2u - 255 is exact, so nothing cancels.
 template <class Value>
 FD_FN Value scale_byte(Value u) {
-  return (u + u - 255.0f) * (1.0f / 255.0f);
+  return madd(u, 2.0f, Value{} - 255.0f) * (1.0f / 255.0f);
 }
 
 FD_FN double scale_byte(double u) { return (u + u - 255.0) / 255.0; }

@@ -53,17 +53,20 @@ struct VlbTerms {
     return in;
   }
 
-  FD_SIMD VlbTerm<Value> term(const Inputs& in, const Setting& s, int i, int count) {
+  FD_SIMD VlbElement<Value> element(const Inputs& in, int i, int count) {
     const Value x0 = zero_or(in.x0, i, count);
-    return vlb_term(VlbElement<Value>{in.bytes ? scale_byte(x0) : x0, zero_or(in.x_t, i, count), zero_or(in.m, i, count),
-                                      zero_or(in.v, i, count)}, s);
+    return {in.bytes ? scale_byte(x0) : x0, zero_or(in.x_t, i, count), zero_or(in.m, i, count), zero_or(in.v, i, count)};
   }
 
   double operator()(const Tile& tile) const {
     Buffers buffers;
     const Setting s = setting(tile.b);
     const Inputs in = read(tile, s, buffers);
-    return sum_terms<Real>(tile.n, [&](int i, int count) { return term(in, s, i, count).value; });
+    double sum = 0;
+    with_term(s, [&](const auto& term) {
+      sum = sum_terms<Real>(tile.n, [&](int i, int count) { return term(element(in, i, count), s).value; });
+    });
+    return sum;
   }
 
   void differentiate(const Tile& tile) const {
@@ -72,11 +75,13 @@ struct VlbTerms {
     const Setting s = setting(tile.b);
     const Inputs in = read(tile, s, buffers);
     const Real factor = Real(kBitsPerNat * entry<Real>(p.grad_terms, tile.b) * mean_factor<Real>(p, tile.b));
-    for (int i = 0; i < tile.n; i += kCount) {
-      const int left = tile.n - i;
-      const VlbTerm<Value> found = term(in, s, i, left < kCount ? left : kCount);
-      store(by_m.at + i, found.by_m * factor), store(by_v.at + i, found.by_v * factor);
-    }
+    with_term(s, [&](const auto& term) {
+      for (int i = 0; i < tile.n; i += kCount) {
+        const int left = tile.n - i;
+        const VlbTerm<Value> found = term(element(in, i, left < kCount ? left : kCount), s);
+        store(by_m.at + i, found.by_m * factor), store(by_v.at + i, found.by_v * factor);
+      }
+    });
     if (p.detach_mean) memset(by_m.at, 0, sizeof by_m);
     if (!in.v) memset(by_v.at, 0, sizeof by_v);
     flush<Real>(model_view(p, p.grad, 0), grid, tile, by_m.at);

@@ -55,6 +55,16 @@ template <class T> using Shared = T*;
 using simt::Shared;
 #endif
 
+// The same memory as elements of another type.
+template <class T, class U>
+FD_DEVICE Shared<T> seen_as(const Shared<U>& p) {
+#ifdef __CUDACC__
+  return reinterpret_cast<T*>(p);
+#else
+  return p.template seen_as<T>();
+#endif
+}
+
 // p[0 ... V) in one access; p is a multiple of V elements.
 template <class T, int V>
 FD_DEVICE Vec<T, V> load(const T* p) {
@@ -94,7 +104,16 @@ FD_DEVICE void store(T* p, T value) {
 // to_float and from_float of dtype.h by the hardware's conversions. narrow rounds to nearest even.
 FD_DEVICE float widen(float v) { return v; }
 FD_DEVICE float widen(uint8_t v) { return to_float(v); }
-FD_DEVICE float widen(bfloat16_t v) { return to_float(v); }
+
+FD_DEVICE float widen(bfloat16_t v) {
+#ifdef __CUDACC__
+  float wide;
+  asm("shl.b32 %0, %1, 16;" : "=f"(wide) : "r"(uint32_t(v.bits)));
+  return wide;
+#else
+  return to_float(v);
+#endif
+}
 
 FD_DEVICE float widen(half_t v) {
 #ifdef __CUDACC__
@@ -192,9 +211,31 @@ FD_DEVICE void put_element(Words<T, V>& words, int j, const T* p) {
 }
 
 template <class T, int V>
+FD_DEVICE void store_element(const Words<T, V>& words, int j, T* p) {
+  const uint32_t word = words.at[j * sizeof(T) / 4] >> j * sizeof(T) % 4 * 8;
+  if constexpr (sizeof(T) == 4) store(reinterpret_cast<uint32_t*>(p), word);
+  else store(reinterpret_cast<uint16_t*>(p), uint16_t(word));
+}
+
+// The k-th byte of a word.
+FD_DEVICE float widen_byte(uint32_t word, int k) {
+#ifdef __CUDACC__
+  float wide;
+  asm("cvt.rn.f32.u8 %0, %1;" : "=f"(wide) : "r"(word >> k * 8));
+  return wide;
+#else
+  return float(uint8_t(word >> k * 8));
+#endif
+}
+
+template <class T, int V>
 FD_DEVICE void load_floats(const T* p, float (&v)[V]) {
   if constexpr (sizeof(T) == 2 && kFillsWords<T, V>) {
     widen<T, V>(load_words<T, V>(p), v);
+  } else if constexpr (sizeof(T) == 1 && kFillsWords<T, V>) {
+    const Words<T, V> words = load_words<T, V>(p);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = widen_byte(words.at[i / 4], i % 4);
   } else {
     const Vec<T, V> raw = load<T, V>(p);
 #pragma unroll
@@ -217,14 +258,20 @@ FD_DEVICE void store_floats(T* p, const float (&v)[V]) {
   }
 }
 
-// 1 / v within an ulp, v a normal number and 1 / v as well.
-FD_DEVICE float reciprocal(float v) {
+// 1 / v within 2 ulp, v a normal number and 1 / v as well.
+FD_DEVICE float approximate_reciprocal(float v) {
 #ifdef __CUDACC__
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
 #else
-  const float r = 1.0f / v;
+  return 1.0f / v;
 #endif
+}
+
+// The same within an ulp.
+FD_DEVICE float reciprocal(float v) {
+  const float r = approximate_reciprocal(v);
   return fmaf(r, fmaf(-v, r, 1.0f), r);
 }
 
@@ -270,6 +317,17 @@ FD_DEVICE float limited(float v, float bound) {
   return limited;
 #else
   return v > bound ? bound : v < -bound ? -bound : v;
+#endif
+}
+
+// The lesser one; NaN of NaN.
+FD_DEVICE float lesser(float v, float most) {
+#ifdef __CUDACC__
+  float least;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(v), "f"(most));
+  return least;
+#else
+  return v > most ? most : v;
 #endif
 }
 

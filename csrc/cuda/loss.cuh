@@ -85,37 +85,34 @@ sum_kernel(const float* workspace, uint32_t chunks, Mean mean, float* out) {
   if (threadIdx.x == 0) put_mean(mean, blockIdx.x, sum, out);
 }
 
-// Whether the output's two halves lie side by side, and are reached as a pair.
+// Whether the output's two halves lie side by side, and are reached as a pair; then tiles have runs.
 template <int kAccess, class Params>
 FD_DEVICE bool has_pairs(const Loss<Params>& a) {
   return kAccess == kTiles && a.p.learned && has_runs(a.model);
 }
 
-// The network's output in its channels from 0 or C on. loaded: the pair has been loaded for this quad.
-template <int kAccess, class T, class Params>
-FD_DEVICE void load_model(const Loss<Params>& a, const Quad& q, bool second, bool loaded, float (&v)[kQuad]) {
+// The network's output, and its variance where it is `asked` for and there is one.
+template <int kAccess, class T, class Params, int N>
+FD_DEVICE void load_outputs(const Loss<Params>& a, const Quad& q, bool asked, float (&m)[N], float (&v)[N]) {
   const T* const p = static_cast<const T*>(a.p.model_output);
-  if (has_pairs<kAccess>(a)) {
-    if (!loaded) load_pair<kQuad>(q.tile, p + q.b * a.model.sample);
-    return take_half(q.tile, second ? int(a.walk.C) : 0, v);
-  }
-  load_quad<kAccess, T>(p + (second ? a.walk.C * a.model.channel : 0), a.model, q, v);
+  if (has_pairs<kAccess>(a)) return load_pair(q.tile.in_runs(), p + q.b * a.model.sample, m, v);
+  load_quad<kAccess, T>(p, a.model, q, m);
+  if (asked && a.p.learned) load_quad<kAccess, T>(p + a.walk.C * a.model.channel, a.model, q, v);
 }
 
 // The gradient of both halves, of the first alone where there is no other.
-template <int kAccess, class T, class Params>
-FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[kQuad],
-                              const float (&by_v)[kQuad]) {
+template <int kAccess, class T, class Params, int N>
+FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[N], const float (&by_v)[N]) {
   T* const p = static_cast<T*>(a.p.grad);
-  if (has_pairs<kAccess>(a)) return store_pair(q.tile, p + q.b * a.model.sample, by_m, by_v);
+  if (has_pairs<kAccess>(a)) return store_pair(q.tile.in_runs(), p + q.b * a.model.sample, by_m, by_v);
   store_quad<kAccess, T>(p, a.model, q, by_m);
   if (a.p.learned) store_quad<kAccess, T>(p + a.walk.C * a.model.channel, a.model, q, by_v);
 }
 
 // The gradient's kernels have a thread for each quad.
-template <int kAccess, class Params>
+template <int kAccess, int N = kQuad, class Params>
 FD_DEVICE Quad gradient_quad(const Loss<Params>& a) {
-  Quad q = find_quad<kAccess>(a.walk, a.home);
+  Quad q = find_quad<kAccess, N>(a.walk, a.home);
   q.tile.aligned = a.aligned;
   return q;
 }
@@ -145,6 +142,18 @@ static Access access_of(Loss<Params>& a, Operand other, const void* grad) {
   a.aligned = are_aligned(operands);
   const Access access = access_of_aligned(a.walk, operands);
   return access == kTiles || a.aligned ? access : kElements;
+}
+
+// Where wide quads can be reached the walk is made wide: gradients have no sums that would depend on it.
+template <class Params>
+static Access wide_access_of(Loss<Params>& a, Operand other, const void* grad) {
+  const Params& p = a.p;
+  const std::initializer_list<Operand> operands = {{p.model_output, p.model_dtype, p.model_layout},
+                                                   {p.x_start, p.x_start_dtype, p.x_start_layout},
+                                                   other,
+                                                   {grad, p.model_dtype, p.model_layout}};
+  const Access access = widen_walk(a.walk, p.model_layout, operands);
+  return a.walk.width == kWide ? access : access_of(a, other, grad);
 }
 
 // kernel(Type<T>, access) is a loss' forward kernel.

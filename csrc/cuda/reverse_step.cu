@@ -155,13 +155,13 @@ struct Step {
   // Whether the output's two halves lie side by side, and are loaded as a pair.
   FD_MEMBER bool has_pairs() const { return kAccess == kTiles && a.p.learned && has_runs(a.model); }
 
-  FD_MEMBER void load_model_pair(const Tile& tile, int64_t b) const {
+  FD_MEMBER void load_both(const Tile& tile, int64_t b, float (&m)[N], float (&v)[N]) const {
     const int64_t sample = b * a.model.sample;
     const void* const data = a.p.model_output;
     if constexpr (N == kQuad)
-      if (a.p.model_dtype == kF32) return load_pair<N>(tile, static_cast<const float*>(data) + sample);
-    if (a.p.model_dtype == kF16) load_pair<N>(tile, static_cast<const half_t*>(data) + sample);
-    else load_pair<N>(tile, static_cast<const bfloat16_t*>(data) + sample);
+      if (a.p.model_dtype == kF32) return load_pair(tile, static_cast<const float*>(data) + sample, m, v);
+    if (a.p.model_dtype == kF16) load_pair(tile, static_cast<const half_t*>(data) + sample, m, v);
+    else load_pair(tile, static_cast<const bfloat16_t*>(data) + sample, m, v);
   }
 
   // A thread's values that there are no registers for until they are used again.
@@ -215,24 +215,21 @@ struct Step {
     return m;
   }
 
+  // Both halves are read where one is asked for.
   FD_MEMBER Values read_pairs(Values& v) const {
-    const bool guided = has(kReadsModel) && has(terms_of(kW)), is_conditional = has(kReadsModel) && !a.p.guided;
-    Values m = filled<N * M>(0.0f);
+    const bool guided = has(kReadsModel) && has(terms_of(kW)), first = has(kReadsModel) || !a.p.guided;
+    if (!has(kReadsModel | kReadsVariance)) return filled<N * M>(0.0f);
+    Values m;
     FD_UNROLL
     for (int k = 0; k < M; ++k) {
       const Tile& tile = quads[k].tile;
       const int64_t b = quads[k].b;
-      Pack<N> uncond = filled<N>(0.0f), cond;
-      if (has(kReadsModel)) load_model_pair(tile, b), take_half(tile, 0, uncond.at);
-      if (guided || (has(kReadsVariance) && !is_conditional)) load_model_pair(tile, a.p.guided ? b + a.walk.B : b);
-      if (guided) {
-        take_half(tile, 0, cond.at);
-        uncond = guide(uncond, cond, now, now.terms, 1.0f);
-      }
-      if (has(kReadsVariance)) take_half(tile, int(a.walk.C), cond.at);
-      else cond = filled<N>(0.0f);
+      Pack<N> uncond{}, cond, variance;
+      if (first) load_both(tile, b, uncond.at, variance.at);
+      if (guided || (a.p.guided && has(kReadsVariance))) load_both(tile, b + a.walk.B, cond.at, variance.at);
+      if (guided) uncond = guide(uncond, cond, now, now.terms, 1.0f);
       FD_UNROLL
-      for (int j = 0; j < N; ++j) m.at[k * N + j] = uncond.at[j], v.at[k * N + j] = cond.at[j];
+      for (int j = 0; j < N; ++j) m.at[k * N + j] = uncond.at[j], v.at[k * N + j] = variance.at[j];
     }
     return m;
   }

@@ -43,13 +43,16 @@ FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
 template <int kAccess, class Arguments, int N>
 FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
   const int32_t dtype = a.p.x_start_dtype;
+  if (dtype == kU8) {
+    load_start<kAccess, uint8_t>(a, q, x0);
+    FD_UNROLL
+    for (int j = 0; j < N; ++j) x0[j] = scale_byte(x0[j]);
+    return;
+  }
   if constexpr (N == kQuad)
     if (dtype == kF32) return load_start<kAccess, float>(a, q, x0);
   if (dtype == kF16) return load_start<kAccess, half_t>(a, q, x0);
-  if (dtype == kBF16) return load_start<kAccess, bfloat16_t>(a, q, x0);
-  load_start<kAccess, uint8_t>(a, q, x0);
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) x0[j] = scale_byte(x0[j]);
+  load_start<kAccess, bfloat16_t>(a, q, x0);
 }
 
 // A coefficient of the sample's t; NaN where there is none.

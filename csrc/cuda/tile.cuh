@@ -31,12 +31,6 @@ FD_DEVICE bool has_runs(const Strides& strides) { return strides.pixel != 1; }
 // The most channels: a tile has a multiple of kWarp quads of each, so a warp keeps to one channel of planes.
 constexpr int kTileChannels = kBlock / kWarp;
 
-// Shared memory in N columns. A run lies across them; the runs of a channel are C apart in one column, so a gap every
-// kWarp spreads them over the banks where C is even. 2 * kBlock runs: those of twice the channels fit as well. From one
-// column to the next it is kWarp / N banks.
-template <int N>
-constexpr int kColumn = 2 * (kBlock + kWarpsPerBlock) + 16 + kWarp / N;
-
 struct Tile {
   int64_t first;      // pixel
   int32_t pixels;     // that exist
@@ -46,38 +40,58 @@ struct Tile {
 
   FD_MEMBER int thread() const { return int(threadIdx.x); }
 
+  FD_MEMBER Tile in_runs() const {
+    Tile tile = *this;
+    tile.runs = true;
+    return tile;
+  }
+
   // Whether the thread's elements exist.
   template <int N>
   FD_MEMBER bool has(bool in_runs) const { return in_runs ? thread() * N < pixels * C : s < pixels; }
-
-  // The j-th of the thread's elements, counted through the tile as it lies channels last.
-  template <int N>
-  FD_MEMBER int element(bool in_runs, int j) const { return in_runs ? thread() * N + j : (s + j) * C + c; }
 };
 
-template <int N>
+// Shared memory has a gap every kWarp elements, which spreads strides of powers of two over the banks.
+constexpr int kTileMemory = kBlock * kWide + kBlock * kWide / kWarp;
+
 FD_DEVICE Shared<float> tile_memory() {
-  FD_SHARED(float, memory, N * kColumn<N>);
+  FD_SHARED(float, memory, kTileMemory);
   return memory;
 }
 
 // Where element i is in it.
+FD_DEVICE int tile_place(int i) { return i + int(uint32_t(i) / kWarp); }
+
+// Where the thread's elements are: call(j, place in it).
+template <int N, class Call>
+FD_DEVICE void each_element(const Tile& tile, bool in_runs, const Call& call) {
+  const int run = in_runs ? tile_place(tile.thread() * N) : 0, plane = in_runs ? 0 : afresh(tile.s * tile.C + tile.c);
+  FD_UNROLL
+  for (int j = 0; j < N; ++j) call(j, in_runs ? run + j : tile_place(plane + j * tile.C));
+}
+
+// Puts the thread's elements there, or takes them.
 template <int N>
-FD_DEVICE int tile_place(int i) {
-  const uint32_t run = uint32_t(i) / N;
-  return int(uint32_t(i) % N * kColumn<N> + run + run / kWarp);
+FD_DEVICE void put_elements(const Tile& tile, bool in_runs, const float (&v)[N]) {
+  const Shared<float> memory = tile_memory();
+  if (in_runs) each_element<N>(tile, true, [&](int j, int place) { memory[place] = v[j]; });
+  else each_element<N>(tile, false, [&](int j, int place) { memory[place] = v[j]; });
+}
+
+template <int N>
+FD_DEVICE void take_elements(const Tile& tile, bool in_runs, float (&v)[N]) {
+  const Shared<float> memory = tile_memory();
+  if (in_runs) each_element<N>(tile, true, [&](int j, int place) { v[j] = memory[place]; });
+  else each_element<N>(tile, false, [&](int j, int place) { v[j] = memory[place]; });
 }
 
 // From planes to runs, or back.
 template <int N>
 FD_DEVICE void exchange(const Tile& tile, bool from_runs, float (&v)[N]) {
-  const Shared<float> memory = tile_memory<N>();
   __syncthreads();                                    // it may still be read
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) memory[tile_place<N>(tile.element<N>(from_runs, j))] = v[j];
+  put_elements(tile, from_runs, v);
   __syncthreads();
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) v[j] = memory[tile_place<N>(tile.element<N>(!from_runs, j))];
+  take_elements(tile, !from_runs, v);
 }
 
 // Where the thread's vector of a tensor is in a sample.
@@ -130,55 +144,93 @@ FD_DEVICE void store_tile(const Tile& tile, T* p, const Strides& strides, const 
   if (tile.has<N>(runs)) store_vector(tile, p + tile_offset<N>(tile, strides), mine);
 }
 
-// Puts the tile of a tensor [B, 2C, S], channels last, into shared memory.
-template <int N, class T>
-FD_DEVICE void load_pair(const Tile& tile, const T* p) {
-  p += tile.first * 2 * tile.C;
-  const Shared<float> memory = tile_memory<N>();
-  __syncthreads();
-  FD_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int i = (half * int(blockDim.x) + tile.thread()) * N;
-    float v[N] = {};
-    if (i < tile.pixels * 2 * tile.C) load_vector(tile, p + i, v);
-    FD_UNROLL
-    for (int j = 0; j < N; ++j) memory[tile_place<N>(i + j)] = v[j];
-  }
-  __syncthreads();
+// A tile of a tensor [B, 2C, S], channels last, as it lies there: of two halves, C channels each.
+constexpr int kPairVector = 16;       // bytes of an access
+
+FD_DEVICE Shared<Vec<uint32_t, 4>> pair_memory() {
+  typedef Vec<uint32_t, 4> Vector;
+  FD_SHARED(Vector, memory, 2 * kBlock);
+  return memory;
 }
 
-// The thread's elements of what load_pair put there, from a first channel on, 0 or C.
-template <int N>
-FD_DEVICE void take_half(const Tile& tile, int channel, float (&v)[N]) {
-  const Shared<float> memory = tile_memory<N>();
+// call(k, i) for each of the thread's vectors, k in shared memory, its first element i in the tensor's tile.
+template <class T, int N, class Call>
+FD_DEVICE void each_pair_vector(const Tile& tile, const Call& call) {
+  constexpr int V = kPairVector / sizeof(T);
+  FD_UNROLL
+  for (int round = 0; round < 2 * N / V; ++round) {
+    const int k = round * int(blockDim.x) + tile.thread();
+    if (k * V < tile.pixels * 2 * tile.C) call(k, k * V);
+  }
+}
+
+// call(j, first, second) with where the thread's elements of both halves are.
+template <class T, int N, class Call>
+FD_DEVICE void each_of_pair(const Tile& tile, const Call& call) {
+  const int i = tile.thread() * N, pixel = tile.runs ? int(uint32_t(i) / uint32_t(tile.C)) : tile.s;
+  const int step = tile.runs ? 1 : 2 * tile.C;
+  int c = tile.runs ? i - pixel * tile.C : tile.c;
+  Shared<T> at = seen_as<T>(pair_memory()) + (2 * pixel * tile.C + c);
+  if (!tile.runs) c = -N;                             // the next pixel's is a step away
   FD_UNROLL
   for (int j = 0; j < N; ++j) {
-    const int i = tile.element<N>(tile.runs, j), pixel = int(uint32_t(i) / uint32_t(tile.C));
-    v[j] = memory[tile_place<N>(i + pixel * tile.C + channel)];
+    call(j, at, at + tile.C);
+    at = at + step;
+    if (++c == tile.C) c = 0, at = at + tile.C;
   }
 }
 
-// Writes the tile of a tensor [B, 2C, S], channels last, whose halves' elements the thread has in v and w.
+template <class T>
+FD_DEVICE bool has_pair_vectors(const Tile& tile, const T* p) {
+  return tile.aligned && reinterpret_cast<uintptr_t>(p) % kPairVector == 0;
+}
+
+// The thread's elements of both halves of the sample at p; 0 where there are none.
+template <class T, int N>
+FD_DEVICE void load_pair(const Tile& tile, const T* p, float (&v)[N], float (&w)[N]) {
+  constexpr int V = kPairVector / sizeof(T);
+  p += tile.first * 2 * tile.C;
+  const bool aligned = has_pair_vectors(tile, p);
+  const Shared<Vec<uint32_t, 4>> memory = pair_memory();
+  __syncthreads();                                    // it may still be read
+  each_pair_vector<T, N>(tile, [&](int k, int i) {
+    Words<T, V> words{};
+    if (aligned) {
+      words = load_words<T, V>(p + i);
+    } else {
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) put_element<T, V>(words, j, p + i + j);
+    }
+    memory[k] = words;
+  });
+  __syncthreads();
+  if (!tile.has<N>(tile.runs)) return fill_zeros(v), fill_zeros(w);
+  each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
+    v[j] = widen(T(first[0])), w[j] = widen(T(second[0]));
+  });
+}
+
+// Writes both halves of the sample at p, of which the thread has its elements in v and w.
 template <class T, int N>
 FD_DEVICE void store_pair(const Tile& tile, T* p, const float (&v)[N], const float (&w)[N]) {
+  constexpr int V = kPairVector / sizeof(T);
   p += tile.first * 2 * tile.C;
-  const Shared<float> memory = tile_memory<N>();
+  const bool aligned = has_pair_vectors(tile, p);
+  const Shared<Vec<uint32_t, 4>> memory = pair_memory();
   __syncthreads();
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) {
-    const int i = tile.element<N>(tile.runs, j), here = i + int(uint32_t(i) / uint32_t(tile.C)) * tile.C;
-    memory[tile_place<N>(here)] = v[j];
-    memory[tile_place<N>(here + tile.C)] = w[j];
-  }
+  if (tile.has<N>(tile.runs))
+    each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
+      T one, other;
+      narrow(v[j], one), narrow(w[j], other);
+      first[0] = one, second[0] = other;
+    });
   __syncthreads();
-  FD_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int i = (half * int(blockDim.x) + tile.thread()) * N;
-    float both[N];
+  each_pair_vector<T, N>(tile, [&](int k, int i) {
+    const Words<T, V> words = memory[k];
+    if (aligned) return store(reinterpret_cast<uint32_t*>(p + i), words);
     FD_UNROLL
-    for (int j = 0; j < N; ++j) both[j] = memory[tile_place<N>(i + j)];
-    if (i < tile.pixels * 2 * tile.C) store_vector(tile, p + i, both);
-  }
+    for (int j = 0; j < V; ++j) store_element<T, V>(words, j, p + i + j);
+  });
 }
 
 // Pixels of a tile that are mirrored together: whole lines, or a part of one.
@@ -199,7 +251,7 @@ FD_DEVICE Stretch find_stretch(const Tile& tile, int begin, int64_t W) {
 // Puts a stretch into shared memory, mirrored, by vectors of what lies side by side in the sample at p.
 template <int N, class T>
 FD_DEVICE void load_stretch(const Tile& tile, const Stretch& part, const T* p, const Strides& strides) {
-  const Shared<float> memory = tile_memory<N>();
+  const Shared<float> memory = tile_memory();
   const int C = tile.C, per_pixel = has_runs(strides) ? C : 1, n = part.count * per_pixel;
   p += part.from * strides.pixel;
   const int skipped = int(uint64_t(part.from * strides.pixel) % N), vectors = (skipped + n + N - 1) / N;
@@ -212,16 +264,46 @@ FD_DEVICE void load_stretch(const Tile& tile, const Stretch& part, const T* p, c
       if (uint32_t(e + j) >= uint32_t(n)) continue;
       const int pixel = (e + j) / per_pixel, c = plane + e + j - pixel * per_pixel, line = pixel / part.length;
       const int s = part.begin + (2 * line + 1) * part.length - 1 - pixel;
-      memory[tile_place<N>(s * C + c)] = v[j];
+      memory[tile_place(s * C + c)] = v[j];
     }
+  }
+}
+
+// Takes the thread's elements of the tile with each line of `length` pixels mirrored.
+template <int N>
+FD_DEVICE void take_mirrored(const Tile& tile, int length, float (&v)[N]) {
+  const Shared<float> memory = tile_memory();
+  const int C = tile.C, i = tile.thread() * N;
+  const int pixel = tile.runs ? int(uint32_t(i) / uint32_t(C)) : tile.s;
+  int c = tile.runs ? i - pixel * C : tile.c, column = int(uint32_t(pixel) % uint32_t(length));
+  int at = (pixel + length - 1 - 2 * column) * C + c;
+  FD_UNROLL
+  for (int j = 0; j < N; ++j) {
+    v[j] = memory[tile_place(at)];
+    if (tile.runs) {
+      ++at;
+      if (++c < C) continue;
+      c = 0, at -= C;
+    }
+    at -= C;
+    if (++column == length) column = 0, at += 2 * length * C;
   }
 }
 
 // The thread's elements of the sample at p with each line of W pixels mirrored.
 template <class T, int N>
 FD_DEVICE void load_mirrored_tile(const Tile& tile, const T* p, const Strides& strides, int64_t W, float (&v)[N]) {
-  const Shared<float> memory = tile_memory<N>();
-  const bool exists = tile.has<N>(tile.runs);
+  const bool exists = tile.has<N>(tile.runs), runs = has_runs(strides);
+  const int length = tile.pixels < W ? tile.pixels : int(W);
+  if (int(W) % length == 0 && tile.pixels % length == 0) {  // lines, or a part of one, whose mirror image is another
+    const int64_t column = length == W ? 0 : tile.first - divide(tile.first, W) * W, from = W - length - 2 * column;
+    fill_zeros(v);
+    if (tile.has<N>(runs)) load_vector(tile, p + from * strides.pixel + tile_offset<N>(tile, strides), v);
+    __syncthreads();
+    put_elements(tile, runs, v);
+    __syncthreads();
+    return exists ? take_mirrored(tile, length, v) : fill_zeros(v);
+  }
   __syncthreads();
   for (int begin = 0; begin < tile.pixels;) {
     const Stretch part = find_stretch(tile, begin, W);
@@ -229,8 +311,8 @@ FD_DEVICE void load_mirrored_tile(const Tile& tile, const T* p, const Strides& s
     begin += part.count;
   }
   __syncthreads();
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) v[j] = exists ? float(memory[tile_place<N>(tile.element<N>(tile.runs, j))]) : 0.0f;
+  if (exists) take_elements(tile, tile.runs, v);
+  else fill_zeros(v);
 }
 
 }  // namespace cuda

@@ -12,13 +12,15 @@ typedef VlbTerm<float> Terms[kQuad];
 
 constexpr double kBitsPerNat = 1.4426950408889634074;
 
-// The row of the sample's t, NaN where there is none.
+// The row of the sample's t, NaN where there is none; the variance is NaN where the row asks for one that is not there.
 FD_DEVICE Setting read_setting(const VlbTermsParams& p, int64_t b) {
   const int64_t t = load(p.t + b);
+  const bool exists = t >= 0 && t < p.T;
   Setting s;
   FD_UNROLL
   for (int i = 0; i < kVlbColumns; ++i)
-    s.row.at[i] = t < 0 || t >= p.T ? nanf("") : load(static_cast<const float*>(p.table) + t * kVlbColumns + i);
+    s.row.at[i] = exists ? load(static_cast<const float*>(p.table) + t * kVlbColumns + i) : nanf("");
+  if (s.row.at[kVlbL1] != 0 && !p.learned) s.row.at[kVlbL0] = nanf("");
   s.bound = float(p.bound), s.raw = s.row.at[kVlbRaw] != 0, s.decoder = t == 0, s.exact = p.exact;
   return s;
 }
@@ -26,19 +28,13 @@ FD_DEVICE Setting read_setting(const VlbTermsParams& p, int64_t b) {
 template <int kAccess, class T>
 FD_DEVICE void terms(const VlbTerms& a, const Setting& s, const Quad& q, Terms& out) {
   float m[kQuad], v[kQuad] = {}, x0[kQuad], x_t[kQuad];
-  load_model<kAccess, T>(a, q, false, false, m);
-  if (s.row.at[kVlbL1] != 0) {
-    if (a.p.learned) {
-      load_model<kAccess, T>(a, q, true, true, v);
-    } else {
-      FD_UNROLL
-      for (int j = 0; j < kQuad; ++j) v[j] = nanf("");
-    }
-  }
+  load_outputs<kAccess, T>(a, q, s.row.at[kVlbL1] != 0, m, v);
   load_start<kAccess>(a, q, x0);
   load_quad<kAccess>(a.p.x_t_dtype, a.p.x_t, a.other, q, x_t);
-  FD_UNROLL
-  for (int j = 0; j < kQuad; ++j) out[j] = vlb_term(VlbElement<float>{x0[j], x_t[j], m[j], v[j]}, s);
+  with_term(s, [&](const auto& term) {
+    FD_UNROLL
+    for (int j = 0; j < kQuad; ++j) out[j] = term(VlbElement<float>{x0[j], x_t[j], m[j], v[j]}, s);
+  });
 }
 
 template <class T, int kAccess>

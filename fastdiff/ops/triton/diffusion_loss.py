@@ -40,12 +40,13 @@ def diffusion_loss_kernel(model_output,                # [B, C or 2C, S]
                           flip,                        # [B] bool or None
                           partial,                     # [B, tiles]
                           C, S, N, W, T, tiles, stream_id, LEARNED: tl.constexpr, MODEL_LAST: tl.constexpr,
-                          X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, TILED: tl.constexpr,
+                          X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, ORDER: tl.constexpr, FULL: tl.constexpr,
                           ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     d = differences(model_output, x_start, t, target_x0, target_eps, noise, rng, sample_ids, flip, sample, c, s, i,
                     inside, blocks, C, N, W, T, stream_id, LEARNED, MODEL_LAST, X_START_LAST, NOISE_LAST)
-    tl.store(partial + tl.program_id(0), total(d * d, inside))
+    squares = tl.fma(d, d, 0.0)  # a product would be contracted with the first sum, in each lane another one
+    tl.store(partial + tl.program_id(0), total(squares, inside))
 
 
 @triton.jit(do_not_specialize=["stream_id", "T"])
@@ -54,9 +55,9 @@ def diffusion_loss_backward_kernel(grad_loss,            # [B]
                                    weight, sample_weight,
                                    grad,                 # like model_output
                                    C, S, N, W, T, tiles, stream_id, LEARNED: tl.constexpr, MODEL_LAST: tl.constexpr,
-                                   X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, TILED: tl.constexpr,
-                                   ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+                                   X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, ORDER: tl.constexpr,
+                                   FULL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     d = differences(model_output, x_start, t, target_x0, target_eps, noise, rng, sample_ids, flip, sample, c, s, i,
                     inside, blocks, C, N, W, T, stream_id, LEARNED, MODEL_LAST, X_START_LAST, NOISE_LAST)
     d *= 2.0 * tl.load(grad_loss + sample) * factor(t, weight, sample_weight, sample, T) / tl.cast(N, tl.float32)

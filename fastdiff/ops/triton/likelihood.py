@@ -3,26 +3,44 @@
 import triton
 import triton.language as tl
 
-from .philox import log as log_of_number
+from .philox import log
 from .reverse_step import exp
 
+UNIT = tl.constexpr(1.4426950408889634)  # `raised` takes exponents in these
 LOGIT_SLOPE = tl.constexpr(1.5957691216057308)
 LOGIT_CUBE = tl.constexpr(1.5957691216057308 * 0.044715)
-LOG_FLOOR = tl.constexpr(-27.631021115928547)
+RAREST = tl.constexpr(1e12 - 1)
+FARTHEST = tl.constexpr(1e12)
 LOG_ROOT_TWO_PI = tl.constexpr(0.9189385332046728)
-ONE_OVER_ROOT_TWO_PI = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
-def log(x):
-    """ln x within 2 ulp, x a positive normal number; NaN and infinity give NaN."""
-    return log_of_number(x) + (x - x)
+def raised(x):
+    """e^(x / UNIT)."""
+    return tl.exp2(x)
+
+
+@triton.jit
+def limited(x, bound):
+    return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def log_one_plus(x):
+    """ln(1 + x), x > -1; NaN of NaN."""
     total = x + 1.0
     return log(total) + (x - (total - 1.0)) / total
+
+
+@triton.jit
+def complement(x, fade):
+    """1 - e^(-x / UNIT) for x >= 0, fade being raised(-x)."""
+    p = tl.fma(x, -0.00112340421905 / UNIT**6, 0.00818961363116 / UNIT**5)
+    p = tl.fma(x, p, -0.0416300728319 / UNIT**4)
+    p = tl.fma(x, p, 0.166662418687 / UNIT**3)
+    p = tl.fma(x, p, -0.499999818774 / UNIT**2)
+    p = tl.fma(x, p, 0.999999998743 / UNIT)
+    return tl.where(x < 0.5 * UNIT, x * p, 1.0 - fade)
 
 
 @triton.jit
@@ -59,70 +77,27 @@ def mills_ratio(y):
 
 
 @triton.jit
-def logit(u):
-    return tl.fma(u * u, LOGIT_CUBE, LOGIT_SLOPE) * u
+def tanh_mass(centre, half, first, last):
+    c = limited(centre, FARTHEST)
+    d = tl.minimum(half, FARTHEST, propagate_nan=tl.PropagateNan.ALL)
+    squares = tl.fma(c * c, 3.0, d * d)
+    middle = c * tl.fma(tl.fma(d * d, 3.0, c * c), -LOGIT_CUBE * UNIT, -LOGIT_SLOPE * UNIT)
+    width = d * tl.fma(squares, -LOGIT_CUBE * UNIT, -LOGIT_SLOPE * UNIT)
+    a = tl.where(last, 0.0, raised(width + middle))
+    b = tl.where(first, 0.0, raised(width - middle))
+    apart = tl.where(first | last, -1000.0, width + width)
+    ab = raised(apart)
+    N = complement(-apart, ab)
+    R = tl.fma(ab, 2.0, a + b) / N
 
-
-@triton.jit
-def floored(log_mass, by_shift, by_scale):
-    below = log_mass < LOG_FLOOR
-    return tl.where(below, LOG_FLOOR, log_mass), tl.where(below, 0.0, by_shift), tl.where(below, 0.0, by_scale)
-
-
-@triton.jit
-def tanh_tail(u):
-    h = logit(u)
-    fade = exp(-tl.abs(h))
-    above = tl.where(h < 0, 1.0, fade) / (fade + 1.0)
-    slope = above * tl.fma(u * u, 3.0 * LOGIT_CUBE, LOGIT_SLOPE)
-    return floored(tl.where(h < 0, h, 0.0) - log_one_plus(fade), slope, slope * u)
-
-
-@triton.jit
-def tanh_bin(centre, half):
-    upper, lower, width = centre + half, centre - half, half + half
-    h = logit(upper)
-    squares = tl.fma(upper, upper, tl.fma(upper, lower, lower * lower))
-    w = width * tl.fma(squares, LOGIT_CUBE, LOGIT_SLOPE)
-    less, _ = exp_minus_one(-w)
-    within = -less
-    fade = exp(-tl.abs(h))
-    below = exp(logit(lower))
-
-    rest = fade / (fade + 1.0) + below / (below + 1.0)
-    whole = (h > 0) & (rest < 0.5)
-    mass = tl.where(whole, 1.0 - rest, within / ((fade + 1.0) * (below + 1.0)))
-    lost = tl.where(whole, (1.0 - mass) - rest, 0.0)
-    log_mass = tl.where(h < 0, h, 0.0) + log(mass) + lost / mass
-
-    odds = tl.where(h < 0, fade, 1.0 / fade)
-    A = (below + 1.0) / (odds + 1.0)
-    B = (below + exp(-w)) / (below + 1.0)
-    s = below / (below + 1.0)
-    E, _ = exp_minus_one(w)
-    narrow = (tl.fma(s, -2.0, 1.0) - s * s * E) / tl.fma(s, E, 1.0)
-    difference = tl.where(w < 1.0, narrow, (A - B) / within)
-    change = B * width / within
-    slope = tl.fma(upper * upper, 3.0 * LOGIT_CUBE, LOGIT_SLOPE)
-    by_shift = tl.fma(difference, slope, change * (3.0 * LOGIT_CUBE) * (centre + centre))
-    by_scale = tl.fma(difference * upper, slope, change * tl.fma(squares, 3.0 * LOGIT_CUBE, LOGIT_SLOPE))
-    return floored(log_mass, by_shift, by_scale)
-
-
-@triton.jit
-def normal_density(u):
-    return exp(u * u * -0.5) * ONE_OVER_ROOT_TWO_PI
-
-
-@triton.jit
-def erf_tail(u):
-    ratio = mills_ratio(tl.abs(u))
-    density = normal_density(u)
-    above = density * ratio
-    low = u < 0
-    slope = tl.where(low, 1.0 / ratio, density / (1.0 - above))
-    far = tl.fma(u * -0.5, u, log(ratio) - LOG_ROOT_TWO_PI)
-    return tl.where(low, far, log_one_plus(tl.where(low, 0.0, -above))), slope, slope * u
+    upper, lower, between = c + d, c - d, ab / N
+    A = a / (a + 1.0) * tl.fma(upper * upper, 3.0 * LOGIT_CUBE, LOGIT_SLOPE)
+    B = b / (b + 1.0) * tl.fma(lower * lower, 3.0 * LOGIT_CUBE, LOGIT_SLOPE)
+    by_shift = tl.fma(between * (12.0 * LOGIT_CUBE), c * d, A - B)
+    by_scale = tl.fma(between * d * 2.0, tl.fma(squares, 3.0 * LOGIT_CUBE, LOGIT_SLOPE), A * upper - B * lower)
+    is_rare = R > RAREST
+    log_mass = -log_one_plus(tl.minimum(R, RAREST, propagate_nan=tl.PropagateNan.ALL))
+    return log_mass, tl.where(is_rare, 0.0, by_shift), tl.where(is_rare, 0.0, by_scale)
 
 
 @triton.jit
@@ -142,30 +117,36 @@ def narrow_bin(centre, half):
 
 
 @triton.jit
-def wide_bin(centre, half):
-    upper, lower, k = centre + half, centre - half, half * centre * -2.0
-    fade = exp(-k)
-    density = normal_density(upper)
+def wide_bin(centre, half, outermost):
+    upper, lower = centre + half, centre - half
+    k = tl.where(outermost, 1000.0, centre * half * (-2.0 * UNIT))
+    fade = raised(-k)
+    exponent = tl.fma(upper * upper, -0.5 * UNIT, -LOG_ROOT_TWO_PI * UNIT)
+    density = raised(exponent)
     near = mills_ratio(tl.abs(upper))
-    far = mills_ratio(-lower) * fade
+    far = mills_ratio(tl.abs(lower)) * fade
     around = upper > 0
-    outside = tl.where(around, density * (near + far), 0.0)
-    rest = tl.where(around, 1.0, near - far)
-    tail = tl.fma(upper * -0.5, upper, log(rest) - LOG_ROOT_TWO_PI)
-    log_mass = tl.where(around, log_one_plus(-outside), tail)
-    scale = tl.where(around, density / (1.0 - outside), 1.0 / rest)
-    less, _ = exp_minus_one(-k)
-    return log_mass, -scale * less, scale * (upper - lower * fade)
+    outside = density * (near + far)
+    rest = tl.where(around, 1.0 - outside, near - far)
+    lost = (1.0 - rest) - outside
+    scale = tl.where(around, density, 1.0) / rest
+    log_mass = log(rest) + tl.where(around, lost, exponent * (1 / UNIT))
+    return log_mass, scale * complement(k, fade), scale * (upper - lower * fade)
 
 
 @triton.jit
-def erf_bin(centre, half):
-    narrow, narrow_shift, narrow_scale = narrow_bin(centre, half)
-    wide, wide_shift, wide_scale = wide_bin(centre, half)
-    width = half + half
-    is_narrow = (width < 0.5) & (-centre * width < 0.5)
-    log_mass = tl.where(is_narrow, narrow, wide)
-    return log_mass, tl.where(is_narrow, narrow_shift, wide_shift), tl.where(is_narrow, narrow_scale, wide_scale)
+def erf_mass(given, half, first, last):
+    outermost = first | last
+    centre = tl.where(outermost, tl.where(last, -given, given), -tl.abs(given))
+    log_mass, by_shift, by_scale = wide_bin(centre, half, outermost)
+    is_wide = (half >= 0.25) | (centre * half <= -0.25) | outermost
+    if tl.min(tl.min(is_wide.to(tl.int32), axis=1), axis=0) == 0:
+        narrow, narrow_shift, narrow_scale = narrow_bin(centre, half)
+        log_mass = tl.where(is_wide, log_mass, narrow)
+        by_shift = tl.where(is_wide, by_shift, narrow_shift)
+        by_scale = tl.where(is_wide, by_scale, narrow_scale)
+    mirrored = last | ((given > 0) & (first == 0))
+    return log_mass, tl.where(mirrored, -by_shift, by_shift), by_scale
 
 
 @triton.jit
@@ -173,17 +154,7 @@ def bin_mass(x0, centred, inverse_std, EXACT: tl.constexpr):
     """ln of the mass of x0's bin, and its derivatives as the bin moves up and as it widens."""
     centre = centred * inverse_std
     half = inverse_std * (1 / 255)
-    first = x0 < -0.999
-    last = x0 > 0.999
-    mirrored = last | ((x0 >= -0.999) & (centre > 0))
-    folded = tl.where(mirrored, -centre, centre)
     if EXACT:
-        tail, tail_shift, tail_scale = erf_tail(folded + half)
-        inner, inner_shift, inner_scale = erf_bin(folded, half)
+        return erf_mass(centre, half, x0 < -0.999, x0 > 0.999)
     else:
-        tail, tail_shift, tail_scale = tanh_tail(folded + half)
-        inner, inner_shift, inner_scale = tanh_bin(folded, half)
-    outermost = first | last
-    by_shift = tl.where(outermost, tail_shift, inner_shift)
-    by_shift = tl.where(mirrored, -by_shift, by_shift)
-    return tl.where(outermost, tail, inner), by_shift, tl.where(outermost, tail_scale, inner_scale)
+        return tanh_mass(centre, half, x0 < -0.999, x0 > 0.999)

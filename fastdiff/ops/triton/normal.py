@@ -8,9 +8,9 @@ from .tiles import channels_last, device_of, locate, offsets, plan_tiles, write
 
 
 @triton.jit(do_not_specialize=["stream_id"])
-def normal_kernel(out, rng, sample_ids, C, S, N, tiles, stream_id, LAST: tl.constexpr, TILED: tl.constexpr,
-                  ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+def normal_kernel(out, rng, sample_ids, C, S, N, tiles, stream_id, LAST: tl.constexpr, ORDER: tl.constexpr,
+                  FULL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     noise = normals(rng, sample_ids, sample, stream_id, blocks, ROWS, COLUMNS)
     write(out + sample * N, offsets(c, s, i, C, LAST), noise, inside)
 

@@ -22,6 +22,7 @@ LOG_5 = tl.constexpr(-0.12420140846)
 LOG_6 = tl.constexpr(0.1167699874)
 LOG_7 = tl.constexpr(-0.1151461031)
 LOG_8 = tl.constexpr(0.070376836292)
+LN_2 = tl.constexpr(0.69314718)
 # sin(2 pi x) = x (SIN_0 + SIN_1 x^2 + ...) and cos(2 pi x) = COS_0 + COS_1 x^2 + ... for |x| <= 1/8
 SIN_0 = tl.constexpr(6.28318531)
 SIN_1 = tl.constexpr(-41.3417022)
@@ -61,7 +62,6 @@ def log(x):
     shifted = x.to(tl.int32, bitcast=True) - 0x3F3504F3
     exponent = (shifted >> 23).to(tl.float32)
     f = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
-    square = f * f
     p = tl.fma(f, LOG_8, LOG_7)
     p = tl.fma(f, p, LOG_6)
     p = tl.fma(f, p, LOG_5)
@@ -70,23 +70,37 @@ def log(x):
     p = tl.fma(f, p, LOG_2)
     p = tl.fma(f, p, LOG_1)
     p = tl.fma(f, p, LOG_0)
-    tail = tl.fma(square * f, p, exponent * -2.12194440e-4)
-    return tl.fma(exponent, 0.693359375, f + tl.fma(square, -0.5, tail))
+    p = tl.fma(f, p, -0.5)
+    return tl.fma(exponent, LN_2, tl.fma(f * f, p, f))
 
 
 @triton.jit
 def radius(word):
-    """sqrt(-2 ln u) for u = float32(word) * 2^-32 + 2^-33, a float32 in (0, 1]."""
+    """sqrt(-2 ln u) for u = float32(word) * 2^-32 + 2^-33 in (0, 1], from u = 2^exponent (1 + f) exactly.
+
+    The polynomial is in g = -2 f: the factors it puts on the coefficients are powers of two.
+    """
     u = tl.fma(word.to(tl.float32), 2.0**-32, 2.0**-33)
-    return tl.sqrt_rn(tl.maximum(-2.0 * log(u), 0.0))
+    shifted = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+    exponent = (shifted >> 23).to(tl.float32)
+    g = tl.fma(((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True), -2.0, 2.0)
+    square = g * g
+    even = tl.fma(square, LOG_7 / -512, LOG_5 / -128)
+    even = tl.fma(square, even, LOG_3 / -32)
+    even = tl.fma(square, even, LOG_1 / -8)
+    even = tl.fma(square, even, 0.25)
+    odd = tl.fma(square, LOG_8 / 1024, LOG_6 / 256)
+    odd = tl.fma(square, odd, LOG_4 / 64)
+    odd = tl.fma(square, odd, LOG_2 / 16)
+    odd = tl.fma(square, odd, LOG_0 / 4)
+    return tl.sqrt_rn(tl.fma(exponent, -2 * LN_2, tl.fma(square, tl.fma(g, odd, even), g)))
 
 
 @triton.jit
 def unit_circle(word):
     """cos(2 pi v), sin(2 pi v) for v = (word >> 8) * 2^-24, the quadrant taken off exactly in integers."""
-    v = (word >> 8).to(tl.int32)
-    quadrant = (v + (1 << 21)) >> 22
-    turn = (v - (quadrant << 22)).to(tl.float32) * 2.0**-24
+    turn = ((word << 2).to(tl.int32, bitcast=True) >> 10).to(tl.float32) * 2.0**-24  # in [-1/8, 1/8)
+    quadrant = tl.add(word, 1 << 29, sanitize_overflow=False)                         # in the two highest bits
     square = turn * turn
     sine = tl.fma(square, SIN_4, SIN_3)
     sine = tl.fma(square, sine, SIN_2)
@@ -98,10 +112,15 @@ def unit_circle(word):
     cosine = tl.fma(square, cosine, COS_2)
     cosine = tl.fma(square, cosine, COS_1)
     cosine = tl.fma(square, cosine, COS_0)
-    swap = (quadrant & 1) != 0
-    x = tl.where(swap, sine, cosine)
-    y = tl.where(swap, cosine, sine)
-    return tl.where(((quadrant + 1) & 2) != 0, -x, x), tl.where((quadrant & 2) != 0, -y, y)
+    swap = (quadrant & (1 << 30)) != 0
+    turned = tl.add(quadrant, 1 << 30, sanitize_overflow=False)
+    return negated(tl.where(swap, sine, cosine), turned), negated(tl.where(swap, cosine, sine), quadrant)
+
+
+@triton.jit
+def negated(value, bits):
+    """-value where the highest bit is set."""
+    return (value.to(tl.uint32, bitcast=True) ^ (bits & 0x80000000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

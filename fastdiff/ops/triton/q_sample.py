@@ -28,9 +28,9 @@ def q_sample_kernel(x_start,     # [B, C, S], any dtype
                     x_t,         # [B, C, S]
                     noise_out,   # [B, C, S] float32, laid out as x_t, or None
                     C, S, N, W, T, tiles, stream_id,
-                    X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, X_T_LAST: tl.constexpr, TILED: tl.constexpr,
-                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+                    X_START_LAST: tl.constexpr, NOISE_LAST: tl.constexpr, X_T_LAST: tl.constexpr, ORDER: tl.constexpr,
+                    FULL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     base = sample * N
     step = tl.load(t + sample)
     known = (step >= 0) & (step < T)
@@ -61,6 +61,8 @@ def q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, x_t
     if x_t.numel() == 0:
         return
     layouts = dict(X_START_LAST=channels_last(x_start), NOISE_LAST=channels_last(noise), X_T_LAST=channels_last(x_t))
+    if noise is not None and flip is None and all(layouts.values()):  # no element has to be told from another
+        layouts = dict.fromkeys(layouts, False)
     tiles = plan_tiles(x_t, any(layouts.values()), draws=noise is None)
     with device_of(x_t):
         q_sample_kernel[tiles.grid](x_start, t, alpha, sigma, noise, rng, sample_ids, flip, x_t, noise_out,

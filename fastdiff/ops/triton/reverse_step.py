@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .philox import normals
-from .tiles import channels_last, device_of, locate, offsets, plan_tiles, read, write
+from .tiles import SCATTERED, can_scatter, channels_last, device_of, locate, offsets, plan_tiles, read, write
 
 # Columns of the row table and streams of the RNG: enums RowColumn and Stream of csrc/params.h.
 (W, P_X, P_M, BOUND, G_0, L_0, L_1, C_X, C_0, C_M, C_1, C_2, C_3, G_X, G_V, STD,
@@ -34,6 +34,22 @@ def add_term(total, coefficient, value):
 
 
 @triton.jit
+def two_terms(first, a, second, b):
+    """first * a + second * b, likewise."""
+    if (first != 0) & (second != 0):
+        total = tl.fma(second, b, first * a)
+    else:
+        total = add_term(add_term(tl.zeros_like(a), first, a), second, b)
+    return total
+
+
+@triton.jit
+def poisoned(value, missing):
+    """NaN where something is missing."""
+    return tl.where(missing, float("nan"), value)
+
+
+@triton.jit
 def wanted_state(pointer, base, offset, inside, wanted, missing):
     """Elements where wanted, else 0, and whether anything wanted so far is missing."""
     if pointer is None:
@@ -43,36 +59,31 @@ def wanted_state(pointer, base, offset, inside, wanted, missing):
 
 
 @triton.jit
-def wanted_noise(pointer, base, offset, inside, wanted, missing, rng, sample_ids, sample, stream, blocks):
-    """Like `wanted_state`, but drawn where there is an rng instead of a tensor."""
-    if pointer is None and rng is not None:
-        noise = tl.zeros(inside.shape, tl.float32)
-        if wanted:
-            noise = normals(rng, sample_ids, sample, stream, blocks, inside.shape[0], inside.shape[1])
-        return noise, missing
-    else:
-        return wanted_state(pointer, base, offset, inside, wanted, missing)
+def drawn(rng, sample_ids, sample, stream, blocks, shape: tl.constexpr, ORDER: tl.constexpr, ROWS: tl.constexpr,
+          COLUMNS: tl.constexpr):
+    """Normals of the shape of the program's elements."""
+    noise = normals(rng, sample_ids, sample, stream, blocks, ROWS, COLUMNS)
+    return tl.reshape(tl.trans(noise), shape) if ORDER == SCATTERED else noise
 
 
 @triton.jit
-def network_output(model_output, w, sample, B, N, offset, variance_offset, inside, mean_wanted, variance_wanted,
-                   missing, GUIDED: tl.constexpr, LEARNED: tl.constexpr):
-    """Mean channels, halves combined by the guidance weight w; raw variance channels of the conditional half."""
-    base = sample * N
-    half = B.to(tl.int64) * N
-    if LEARNED:
-        base *= 2
-        half *= 2
-    m, missing = wanted_state(model_output, base, offset, inside, mean_wanted, missing)
+def network_output(model_output, w, sample, B, N, offset, inside, wanted, missing, GUIDED: tl.constexpr,
+                   LEARNED: tl.constexpr):
+    """Mean channels, halves combined by the guidance weight w."""
+    base = sample * N * (2 if LEARNED else 1)
+    m, missing = wanted_state(model_output, base, offset, inside, wanted, missing)
     if GUIDED:
-        base += half
-        conditional, missing = wanted_state(model_output, base, offset, inside, mean_wanted & (w != 0), missing)
+        base += B.to(tl.int64) * N * (2 if LEARNED else 1)
+        conditional, missing = wanted_state(model_output, base, offset, inside, wanted & (w != 0), missing)
         m = add_term(m, w, conditional - m)
-    if LEARNED:
-        v, missing = wanted_state(model_output, base, variance_offset, inside, variance_wanted, missing)
-    else:
-        v, missing = wanted_state(None, base, offset, inside, variance_wanted, missing)
-    return m, v, missing
+    return m, missing
+
+
+@triton.jit
+def raw_variance(model_output, sample, B, N, offset, inside, wanted, missing, GUIDED: tl.constexpr):
+    """Of the conditional half."""
+    base = (sample + B.to(tl.int64) if GUIDED else sample) * N * 2
+    return wanted_state(model_output, base, offset, inside, wanted, missing)
 
 
 @triton.jit(do_not_specialize=["B", "R"])
@@ -89,10 +100,17 @@ def reverse_step_kernel(x, out, noise, extra, known, known_noise,        # [B, C
                         ROW_STRIDE: tl.constexpr, GUIDED: tl.constexpr, LEARNED: tl.constexpr, COPIES: tl.constexpr,
                         MASK_PER_SAMPLE: tl.constexpr, MASK_PER_CHANNEL: tl.constexpr,
                         STATE_LAST: tl.constexpr, MODEL_LAST: tl.constexpr, INPUT_LAST: tl.constexpr,
-                        TILED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+                        ORDER: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                        INDEX: tl.constexpr):
+    sample, c, s, i, inside, blocks = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     base = sample * N
     offset = offsets(c, s, i, C, STATE_LAST)
+    if ORDER == SCATTERED:
+        channels = 2 * ROWS if LEARNED else ROWS
+        variance_offset = offsets(c + ROWS, s, i + N, channels, MODEL_LAST)
+    else:
+        channels = 2 * C if LEARNED else C
+        variance_offset = offsets(c + C, s, i + N, channels, MODEL_LAST)
 
     r = tl.load(row + sample * ROW_STRIDE)
     missing = (r < 0) | (r >= R)
@@ -120,48 +138,68 @@ def reverse_step_kernel(x, out, noise, extra, known, known_noise,        # [B, C
     x_value, missing = wanted_state(x, base, offset, inside, (p_x != 0) | (c_x != 0) | (q_x != 0), missing)
     extra_wanted = (g_0 != 0) | (g_x != 0) | (g_v != 0)
     extra_value, missing = wanted_state(extra, base, offset, inside, extra_wanted, missing)
-    model_channels = 2 * C if LEARNED else C
-    m, v, missing = network_output(
-        model_output, tl.load(coefficients + W), sample, B, N, offsets(c, s, i, model_channels, MODEL_LAST),
-        offsets(c + C, s, i + N, model_channels, MODEL_LAST), inside, (p_m != 0) | (c_m != 0) | (q_m != 0), l_1 != 0,
-        missing, GUIDED, LEARNED)
+    m, missing = network_output(model_output, tl.load(coefficients + W), sample, B, N,
+                                offsets(c, s, i, channels, MODEL_LAST), inside,
+                                (p_m != 0) | (c_m != 0) | (q_m != 0), missing, GUIDED, LEARNED)
     if gain is not None:
         m *= tl.load(gain + sample)
 
-    # x0 and the deviation.
+    # x0.
     limit = tl.load(coefficients + BOUND if bound is None else bound + sample)
     zero = tl.zeros(inside.shape, tl.float32)
-    x0 = add_term(tl.where(p_x != 0, p_x * x_value, 0.0), p_m, m)
+    x0 = two_terms(p_x, x_value, p_m, m)
     x0 = tl.clamp(x0, -limit, limit, propagate_nan=tl.PropagateNan.ALL)
     if shrink is not None:
         x0 *= tl.load(shrink + sample)
-    x0 = add_term(x0, g_0, extra_value)
-    log_variance = add_term(zero + l_0, l_1, v)
-    deviation = zero + 1.0
-    if (l_0 != 0) | (l_1 != 0):
-        deviation = exp(0.5 * log_variance)
+    if extra is not None:
+        x0 = add_term(x0, g_0, extra_value)
 
-    # x'.
-    y = add_term(zero, c_x, x_value)
-    y = add_term(y, c_0, x0)
-    y = add_term(y, c_m, m)
+    # x'. What is read for one coefficient alone is 0 where that is 0.
+    if (c_x != 0) & (c_0 != 0) & (c_m == 0):
+        y = tl.fma(c_0, x0, c_x * x_value)
+    else:
+        y = add_term(add_term(add_term(zero, c_x, x_value), c_0, x0), c_m, m)
     slots = B.to(tl.int64) * N
-    h0, missing = wanted_state(history, base, offset, inside, c_1 != 0, missing)
-    h1, missing = wanted_state(history, base + slots, offset, inside, c_2 != 0, missing)
-    h2, missing = wanted_state(history, base + 2 * slots, offset, inside, c_3 != 0, missing)
-    y = add_term(add_term(add_term(y, c_1, h0), c_2, h1), c_3, h2)
-    extra_weight = add_term(zero + g_x, g_v, deviation * deviation)
-    y = tl.where((g_x != 0) | (g_v != 0), tl.fma(extra_weight, extra_value, y), y)
-    z, missing = wanted_noise(noise, base, offset, inside, std != 0, missing, rng, sample_ids, sample, STEP_STREAM,
-                              blocks)
-    y = tl.where(std != 0, tl.fma(std * deviation, z, y), y)
+    if history is None:
+        missing |= (c_1 != 0) | (c_2 != 0) | (c_3 != 0)
+    else:
+        h, missing = wanted_state(history, base, offset, inside, c_1 != 0, missing)
+        y = tl.fma(c_1, h, y)
+        h, missing = wanted_state(history, base + slots, offset, inside, c_2 != 0, missing)
+        y = tl.fma(c_2, h, y)
+        h, missing = wanted_state(history, base + 2 * slots, offset, inside, c_3 != 0, missing)
+        y = tl.fma(c_3, h, y)
+    if LEARNED:
+        deviation = zero + 1.0
+        if (l_0 != 0) | (l_1 != 0):
+            v, missing = raw_variance(model_output, sample, B, N, variance_offset, inside, l_1 != 0, missing, GUIDED)
+            deviation = exp(0.5 * add_term(zero + l_0, l_1, v))
+    else:
+        missing |= l_1 != 0
+        deviation = exp(0.5 * l_0)
+    if extra is not None:
+        y = add_term(add_term(y, g_x, extra_value), g_v, deviation * deviation * extra_value)
+    if noise is None:
+        if rng is None:
+            missing |= std != 0
+        elif std != 0:
+            z = drawn(rng, sample_ids, sample, STEP_STREAM, blocks, inside.shape, ORDER, ROWS, COLUMNS)
+            y = tl.fma(std, deviation * z, y)
+    else:
+        z = read(noise + base, offset, tl.where(std != 0, inside, False))
+        y = add_term(y, std, deviation * z)
 
     if mask is not None:
         k_0 = tl.load(coefficients + K_0)
         k_n = tl.load(coefficients + K_N)
         known_value, missing = wanted_state(known, base, offset, inside, k_0 != 0, missing)
-        z, missing = wanted_noise(known_noise, base, offset, inside, k_n != 0, missing, rng, sample_ids, sample,
-                                  KNOWN_STREAM, blocks)
+        z = tl.zeros(inside.shape, tl.float32)
+        if known_noise is not None:
+            z = read(known_noise + base, offset, tl.where(k_n != 0, inside, False))
+        elif rng is None:
+            missing |= k_n != 0
+        elif k_n != 0:
+            z = drawn(rng, sample_ids, sample, KNOWN_STREAM, blocks, inside.shape, ORDER, ROWS, COLUMNS)
         mask_channels = C if MASK_PER_CHANNEL else 1
         mask_base = mask + (sample * S * mask_channels if MASK_PER_SAMPLE else 0)
         mask_offset = offset if MASK_PER_CHANNEL else s
@@ -170,13 +208,15 @@ def reverse_step_kernel(x, out, noise, extra, known, known_noise,        # [B, C
 
     if history is None:
         missing |= slot >= 0
-    else:
-        derivative = add_term(add_term(add_term(zero, q_x, x_value), q_0, x0), q_m, m)
-        to_slot = (slot >= 0) & (r >= 0) & (r < R)
-        write(history + base + tl.where(to_slot, slot, 0.0).to(tl.int64) * slots, offset,
-              tl.where(missing, float("nan"), derivative), tl.where(to_slot, inside, False))
+    elif (slot >= 0) & (r >= 0) & (r < R):
+        if (q_x != 0) & (q_0 != 0) & (q_m != 0):
+            derivative = tl.fma(poisoned(q_m, missing), m, tl.fma(q_0, x0, q_x * x_value))
+        else:
+            derivative = add_term(two_terms(q_x, x_value, q_0, x0), q_m, m)
+            derivative = poisoned(derivative, missing)
+        write(history + base + slot.to(tl.int64) * slots, offset, derivative, inside)
 
-    y = tl.where(missing, float("nan"), y)
+    y = poisoned(y, missing)
     write(out + base, offset, y, inside)
     if model_input is not None:
         last = r + 1 >= R
@@ -191,15 +231,23 @@ def reverse_step(x, model_output, rows, row, out, model_input, history, noise, r
     if out.numel() == 0:
         return
     B, C = out.shape[:2]
-    state = channels_last(out)
-    layouts = dict(STATE_LAST=state, MODEL_LAST=channels_last(model_output), INPUT_LAST=channels_last(model_input))
-    tiles = plan_tiles(out, any(layouts.values()), draws=rng is not None)
+    layouts = dict(STATE_LAST=channels_last(out), MODEL_LAST=channels_last(model_output),
+                   INPUT_LAST=channels_last(model_input))  # fmt: skip
+    learned, draws = model_output is not None and model_output.shape[1] == 2 * C, rng is not None
+    told_apart = draws or learned or (mask is not None and mask.shape[1] != C)  # elements by channel and position
+    tensors = (("STATE_LAST", out), ("MODEL_LAST", model_output), ("INPUT_LAST", model_input))
+    scattered = False
+    if all(layouts[name] for name, tensor in tensors if tensor is not None):
+        scattered = told_apart and can_scatter(out, draws)
+        if scattered or not told_apart:  # then memory's order is that of a contiguous tensor, but for pairs of channels
+            layouts = dict.fromkeys(layouts, False) | dict(MODEL_LAST=learned)
+    tiles = plan_tiles(out, any(layouts.values()), draws, scattered, light=not draws)
     with device_of(out):
         reverse_step_kernel[tiles.grid](
             x, out, noise, extra, known, known_noise, mask, history, model_output, model_input, gain, bound, shrink,
             rows, row, rng, sample_ids, B=B, R=rows.shape[0], ROW_STRIDE=int(row.numel() > 1),
             GUIDED=model_output is not None and model_output.shape[0] == 2 * B,
-            LEARNED=model_output is not None and model_output.shape[1] == 2 * C,
+            LEARNED=learned,
             COPIES=0 if model_input is None else model_input.shape[0] // B,
             MASK_PER_SAMPLE=mask is not None and mask.shape[0] > 1,
             MASK_PER_CHANNEL=mask is not None and mask.shape[1] > 1, **layouts, **tiles.arguments)

@@ -5,7 +5,7 @@ import math
 import triton
 import triton.language as tl
 
-from .likelihood import bin_mass, exp_minus_one
+from .likelihood import bin_mass, exp_minus_one, limited
 from .loss import factor, run_gradient, run_sums, start, total
 from .reverse_step import exp
 from .tiles import locate, offsets, read, write
@@ -50,7 +50,7 @@ def terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, in
     x = read(x_t + base, offsets(c, s, i, C, X_T_LAST), inside)
 
     estimate = tl.fma(m, p_m, x * p_x)
-    clipped = tl.clamp(estimate, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+    clipped = limited(estimate, bound)
     moved = tl.where(raw, 1.0, tl.where(clipped == estimate, r_0 * p_m, 0.0))
     if step == 0:
         mean = tl.where(raw, m, tl.fma(clipped, r_0, x * r_x))
@@ -79,9 +79,9 @@ def vlb_terms_kernel(model_output,  # [B, C or 2C, S]
                      flip,          # [B] bool or None
                      partial,       # [B, tiles]
                      bound, C, S, N, W, T, tiles, LEARNED: tl.constexpr, EXACT: tl.constexpr, MODEL_LAST: tl.constexpr,
-                     X_START_LAST: tl.constexpr, X_T_LAST: tl.constexpr, TILED: tl.constexpr, ROWS: tl.constexpr,
-                     COLUMNS: tl.constexpr, INDEX: tl.constexpr):
-    sample, c, s, i, inside, _ = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+                     X_START_LAST: tl.constexpr, X_T_LAST: tl.constexpr, ORDER: tl.constexpr, FULL: tl.constexpr,
+                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    sample, c, s, i, inside, _ = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     value, _, _ = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T, LEARNED,
                         EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
     tl.store(partial + tl.program_id(0), total(value, inside))
@@ -93,9 +93,9 @@ def vlb_terms_backward_kernel(grad_terms,  # [B]
                               grad,        # like model_output
                               bound, C, S, N, W, T, tiles, LEARNED: tl.constexpr, EXACT: tl.constexpr,
                               DETACHED: tl.constexpr, MODEL_LAST: tl.constexpr, X_START_LAST: tl.constexpr,
-                              X_T_LAST: tl.constexpr, TILED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                              INDEX: tl.constexpr):
-    sample, c, s, i, inside, _ = locate(C, S, N, tiles, TILED, ROWS, COLUMNS, INDEX)
+                              X_T_LAST: tl.constexpr, ORDER: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr,
+                              COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+    sample, c, s, i, inside, _ = locate(C, S, N, tiles, ORDER, FULL, ROWS, COLUMNS, INDEX)
     _, by_m, by_v = terms(model_output, x_start, x_t, t, table, flip, bound, sample, c, s, i, inside, C, N, W, T,
                           LEARNED, EXACT, MODEL_LAST, X_START_LAST, X_T_LAST)
     scale = BITS_PER_NAT * tl.load(grad_terms + sample) * factor(t, weight, sample_weight, sample, T)

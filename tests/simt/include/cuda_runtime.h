@@ -76,6 +76,9 @@ class Shared {
   Reference operator[](ptrdiff_t i) const { return {array_, p_ + i}; }
   Shared operator+(ptrdiff_t i) const { return {array_, p_ + i}; }
 
+  template <class U>
+  Shared<U> seen_as() const { return {array_, reinterpret_cast<U*>(p_)}; }
+
   // bytes from here on, in one access.
   T* checked(size_t bytes, bool store) const {
     check_shared(array_, p_, bytes, bytes, store);
