@@ -43,10 +43,10 @@ FD_FN Value at_most(Value v, Value most) {
 #else
 constexpr double kUnit = 1.4426950408889634074;
 
-FD_FN float raise(float v) { return exp2_of(v); }
-FD_FN float quotient(float a, float b) { return approximate_quotient(a, b); }
-FD_FN float inverse_of(float v) { return approximate_reciprocal(v); }
-FD_FN float at_most(float v, float most) { return lesser(v, most); }
+FD_DEVICE float raise(float v) { return exp2_of(v); }
+FD_DEVICE float quotient(float a, float b) { return approximate_quotient(a, b); }
+FD_DEVICE float inverse_of(float v) { return approximate_reciprocal(v); }
+FD_DEVICE float at_most(float v, float most) { return lesser(v, most); }
 #endif
 
 template <class Value>
