@@ -106,7 +106,7 @@ def plot(found, path):
         time_ax.loglog(values, taken, "o-", label="measured")
         ideal = [taken[last] * (value / values[last]) ** power for value in values]
         time_ax.loglog(values, ideal, "--", label=f"~ {name}^{power}")
-        time_ax.set(title=name, ylabel="seconds a run")
+        time_ax.set(title=name, ylabel="seconds a run", ylim=(min(taken + ideal) / 2, 2 * max(taken + ideal)))
         time_ax.legend()
         memory_ax.semilogx(values, [row["held_bytes"] / 2**20 for row in rows], "o-")
         memory_ax.set(xlabel=name, ylabel="MiB held at most", ylim=(0, None))
