@@ -409,6 +409,21 @@ PyObject* convolution(Arguments a) {
   return run(kernels().convolution, p, p.B * p.C * p.H * p.W + p.O * p.C);
 }
 
+// The same of rows: x [..., C], residual and y [..., O], all contiguous.
+PyObject* linear(Arguments a) {
+  const int threads = int(a.integer());
+  ConvolutionParams p = {};
+  const Tensor x = a.tensor();
+  p.x = x, p.filters = a.tensor(), p.bias = a.tensor(), p.residual = a.tensor();
+  const Tensor y = a.tensor();
+  p.y = y, p.dtype = x.dtype(), p.num_threads = threads;
+  const Shape in(x), out(y);
+  const int64_t last = in.rank() - 1;
+  p.B = in.product(0, last), p.C = in[last], p.O = out[last];
+  p.H = p.W = p.rows = p.columns = p.kernel = p.stride = 1;
+  return run(kernels().convolution, p, p.B * p.C + p.O * p.C);
+}
+
 // The filters of a weight [O, C, k, k], dense in either layout.
 PyObject* convolution_pack(Arguments a) {
   const int threads = int(a.integer());
@@ -608,6 +623,7 @@ PyMethodDef methods[] = {
     method<conv3x3>("conv3x3"),
     method<conv3x3_pack>("conv3x3_pack"),
     method<convolution>("convolution"),
+    method<linear>("linear"),
     method<convolution_pack>("convolution_pack"),
     method<conv3x3_backward>("conv3x3_backward"),
     method<rms_norm_silu>("rms_norm_silu"),

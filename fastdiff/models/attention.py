@@ -21,8 +21,7 @@ class Attention(nn.Module):
         inner = channels if inner is None else inner
         self.heads, self.order, self.inner = heads, order, inner
         self.norm = norm(channels, silu=False)
-        if memory:
-            self.memory = nn.Parameter(torch.empty(2, heads, memory, inner // heads).normal_())
+        self.memory = nn.Parameter(torch.empty(2, heads, memory, inner // heads).normal_()) if memory else None
         self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
         self.out = zeroed(nn.Linear(inner, channels))
 
@@ -30,7 +29,7 @@ class Attention(nn.Module):
         B, C, H, W = x.shape
         h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view of a channels_last tensor
         q, k, v = split_heads(fused.linear(self.qkv, h), self.heads, self.order)  # [B, heads, H * W, head width] each
-        if hasattr(self, "memory"):
+        if self.memory is not None:
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(self.memory, (k, v), strict=True))
         h = F.scaled_dot_product_attention(q, k, v)
         pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
@@ -50,8 +49,7 @@ class LinearAttention(nn.Module):
         inner = channels if inner is None else inner
         self.heads, self.order, self.inner, self.mean = heads, order, inner, mean
         self.norm = norm(channels, silu=False)
-        if memory:
-            self.memory = nn.Parameter(torch.empty(2, heads, inner // heads, memory).normal_())
+        self.memory = nn.Parameter(torch.empty(2, heads, inner // heads, memory).normal_()) if memory else None
         self.qkv = nn.Linear(channels, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, channels)
         self.norm_out = norm(channels, silu=False)
@@ -62,7 +60,7 @@ class LinearAttention(nn.Module):
         q, k, v = split_heads(self.qkv(h), self.heads, self.order)
         if self.mean:
             v = v / (H * W)
-        if hasattr(self, "memory"):
+        if self.memory is not None:
             tokens = self.memory.transpose(2, 3)
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(tokens, (k, v), strict=True))
         q = q.softmax(dim=3) * (self.inner // self.heads) ** -0.5

@@ -7,16 +7,21 @@ with gradients, in float32 on the CPU, the convolutions alone do, where their gr
 Elsewhere, and under `fastdiff.ops.winograd(False)`, all is torch's.
 """
 
+import contextlib
+from contextvars import ContextVar
+
 import torch
 from torch import nn
 
 from .. import ops
 from ..ops import _check, _dispatch, _winograd, native, native_convolution
+from ..ops.conv3x3 import unchecked
 from .norms import GroupNormSiLU
 
 _HOOKS = torch.nn.modules.module
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # torch.compile cannot trace the question
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_settled = ContextVar("fastdiff_inference", default=None)  # the dtype in which a whole forward pass is `inference`
 
 
 def applies(x, *convs, norms=()):
@@ -26,11 +31,34 @@ def applies(x, *convs, norms=()):
 
 def conv(module, x, norm=None, *, add=None, scale=None, shift=None, residual=None):
     """residual + add + module(norm(x; scale, shift)) as one op, for what `applies` to."""
-    prologue = {}
+    weight, bias = _parameters(module)
+    prologue = None, None, None, 1e-5, None, None, True
     if norm is not None:
-        prologue = dict(groups=norm.groups, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, silu=norm.silu)
-        prologue |= dict(scale=scale, shift=shift)
-    return ops.conv3x3(x, module.weight, module.bias, add=add, residual=residual, **prologue)
+        prologue = norm.groups, *_parameters(norm), norm.eps, scale, shift, norm.silu
+    if _conforms(x, weight, bias, add, residual, *prologue):
+        return unchecked(x, weight, bias, add, residual, *prologue)
+    names = "groups", "norm_weight", "norm_bias", "eps", "scale", "shift", "silu"
+    return ops.conv3x3(x, weight, bias, add=add, residual=residual, **dict(zip(names, prologue, strict=True)))
+
+
+def _conforms(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu):
+    """Whether these, of the dtypes that they have in a network, are as the op's contract asks: a quick yes."""
+    B, C, H, W = x.shape
+    O, dtype = weight.shape[0], x.dtype  # noqa: E741
+    each = ["weight", weight, (O, C, 3, 3), weight.dtype]
+    if bias is not None:
+        each += "bias", bias, (O,), weight.dtype
+    if add is not None:
+        each += "add", add, (B, O), dtype
+    if residual is not None:
+        each += "residual", residual, (B, O, H, W), dtype
+    if groups is not None:
+        if C % groups or norm_weight.dtype not in (torch.float32, dtype):
+            return False
+        each += "norm_weight", norm_weight, (C,), norm_weight.dtype, "norm_bias", norm_bias, (C,), norm_weight.dtype
+    if scale is not None:
+        each += "scale", scale, (B, C), dtype, "shift", shift, (B, C), dtype
+    return _check.conforms(x.device, *each)
 
 
 def normed(module, x, norm=None):
@@ -70,8 +98,8 @@ def product(module, x, residual=None, kind=nn.Conv2d):
     if type(module) is not kind or not _free(module, x):
         return None
     if _quick() and _is_simple(module):
-        stride, padding = module.stride[0], module.padding[0]
-        return native_convolution.convolution(x, module.weight, module.bias, residual, stride=stride, padding=padding)
+        options = dict(stride=module.stride[0], padding=module.padding[0])
+        return native_convolution.convolution(x, *_parameters(module), residual, **options)
     if not _onednn(module, x) or (*module.kernel_size, *module.stride, *module.padding) != (1, 1, 1, 1, 0, 0):
         return None
     y = torch.mkldnn_convolution(x, module.weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
@@ -82,7 +110,7 @@ def linear(module, h, residual=None):
     """residual + module(h), a linear layer of h [..., C], in the same way where that applies."""
     if type(module) is nn.Linear and _free(module, h):
         if _quick():
-            return native_convolution.linear(h, module.weight, module.bias, residual)
+            return native_convolution.linear(h, *_parameters(module), residual)
         if _onednn(module, h) and h.dim() == 3:
             image = h.unsqueeze(2).permute(0, 3, 1, 2)  # [B, C, N, 1], channels last
             weight = module.weight[:, :, None, None]
@@ -94,8 +122,10 @@ def linear(module, h, residual=None):
 
 def _free(module, x):
     """Whether module(x), in inference on the CPU, may be computed otherwise than by torch."""
-    known = _dispatch.eager(module.weight) and module.weight.dtype in (torch.float32, x.dtype)
-    return known and _winograd.allowed() and inference(x) and _unwatched(module)
+    if not (inference(x) and _winograd.allowed() and _unwatched(module)):
+        return False
+    weight, _ = _parameters(module)
+    return _is_known(weight, x) and weight.shape[1] == x.shape[1 if weight.dim() == 4 else -1]
 
 
 def _quick():
@@ -113,8 +143,20 @@ def _onednn(module, x):
     return _HAS_ONEDNN and x.dtype is torch.float32 and module.weight.dtype is torch.float32
 
 
+@contextlib.contextmanager
+def settled(x):
+    """What `inference` found of a network's input holds for all that its forward pass makes of it in this dtype."""
+    token = _settled.set(x.dtype)
+    try:
+        yield
+    finally:
+        _settled.reset(token)
+
+
 def inference(x):
     """Whether nobody differentiates, traces or watches, and the CPU has the op in x's dtype, that of autocast."""
+    if x.dtype is _settled.get() and type(x) is torch.Tensor and not torch.is_grad_enabled():
+        return True
     return not _check.differentiating() and _native(x)
 
 
@@ -134,7 +176,7 @@ def _native(x):
 
 def _fits(conv, x):
     """A plain 3x3 convolution, in evaluation, that is quicker by Winograd's algorithm."""
-    return not conv.training and _is_plain(conv) and takes(conv.weight, x)
+    return not conv.training and _is_plain(conv) and takes(_parameters(conv)[0], x)
 
 
 def _is_plain(conv, kind=nn.Conv2d):
@@ -146,13 +188,28 @@ def _is_plain(conv, kind=nn.Conv2d):
 
 def takes(weight, x):
     """Whether a convolution by weight of an image of x's size is quicker by Winograd's algorithm."""
-    O, C = weight.shape[:2]  # noqa: E741
-    known = _dispatch.eager(weight) and weight.dtype in (torch.float32, x.dtype)
-    return known and bool(_winograd.choose(x.shape[0], C, O, *x.shape[2:]))
+    if not _is_known(weight, x):
+        return False
+    O, C, _, _ = weight.shape  # noqa: E741
+    B, _, H, W = x.shape
+    return bool(_winograd.choose(B, C, O, H, W))
+
+
+def _is_known(weight, x):
+    """An ordinary tensor, float32 or of x's dtype."""
+    return _dispatch.eager(weight) and weight is not None and weight.dtype in (torch.float32, x.dtype)
+
+
+def _parameters(module):
+    """(weight, bias) past the slow search of nn.Module for its attributes; None where either is no parameter."""
+    return module._parameters.get("weight"), module._parameters.get("bias")
 
 
 def _is_ours(norm):
-    return type(norm) is GroupNormSiLU and _unwatched(norm) and norm.weight.dtype in _DTYPES
+    if type(norm) is not GroupNormSiLU or not _unwatched(norm):
+        return False
+    weight, _ = _parameters(norm)
+    return weight is not None and weight.dtype in _DTYPES
 
 
 def _unwatched(module):

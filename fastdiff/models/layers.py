@@ -37,9 +37,9 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.dim, self.act = config.channels, {"silu": F.silu, "gelu": F.gelu}[config.embedding_act]
         self.sinusoids = dict(sin_first=config.sin_first, freq_shift=config.freq_shift, theta=config.theta)
-        if config.fourier_features:
-            self.fourier = nn.Parameter(torch.empty(config.fourier_features // 2).normal_())
-        self.linear_1 = nn.Linear(config.fourier_features + 1 if config.fourier_features else config.channels, width)
+        features = config.fourier_features
+        self.fourier = nn.Parameter(torch.empty(features // 2).normal_()) if features else None
+        self.linear_1 = nn.Linear(features + 1 if features else config.channels, width)
         self.linear_2 = nn.Linear(width, width)
         if config.num_classes:
             self.classes = nn.Embedding(config.num_classes, width)
@@ -52,7 +52,7 @@ class TimeEmbedding(nn.Module):
         return F.silu(embedding if y is None else embedding + self.classes(y))
 
     def _features(self, t, dtype):
-        if not hasattr(self, "fourier"):
+        if self.fourier is None:
             return sinusoidal_embedding(t, self.dim, **self.sinusoids, dtype=dtype)
         t = t.to(dtype)[:, None]
         angle = t * self.fourier.to(dtype) * 2 * math.pi

@@ -1,5 +1,7 @@
 """The U-Net of DDPM, of improved and guided diffusion, and of their ports: one class, told apart by its config."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -69,8 +71,12 @@ class UNet(nn.Module):
         self._check(x, t, y, low_res, x_self_cond)
         if counters is None and self.training and self.config.dropout:
             counters = dropout.drawn(x)
-        given = self.time(t, y), counters  # [B, 4 * channels], and what dropout goes by
         x = self._joined(x, low_res, x_self_cond)
+        with fused.settled(x) if fused.inference(x) else contextlib.nullcontext():
+            return self._run(x, t, y, counters)
+
+    def _run(self, x, t, y, counters):
+        given = self.time(t, y), counters  # [B, 4 * channels], and what dropout goes by
         h = fused.normed(self.conv_in, x.contiguous(memory_format=self.memory_format))
         skips = [h]
         for level in self.down:

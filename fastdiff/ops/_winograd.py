@@ -1,10 +1,10 @@
 """Which algorithm of convolution a shape gets on the CPU, and the transformed filters, made once for each weight."""
 
 import contextlib
+import weakref
 from contextvars import ContextVar
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _layout
 
@@ -98,7 +98,7 @@ def choose_gradients(B, C, O, H, W):  # noqa: E741
     return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
 
 
-_filters = WeakIdKeyDictionary()  # weight -> ((version, address, SIMD level), {kind: filters})
+_kept = {}  # id(weight) -> (weak reference to it, (version, address, SIMD level), {kind: filters})
 
 
 def kept(weight, kind, level, make):
@@ -107,13 +107,21 @@ def kept(weight, kind, level, make):
     """
     if weight.is_inference() or not _keeps.get():
         return make()
-    state = weight._version, weight.data_ptr(), level
-    found = _filters.get(weight)
-    if found is None or found[0] != state:
-        found = _filters[weight] = state, {}
-    if kind not in found[1]:
-        found[1][kind] = make()
-    return found[1][kind]
+    key, state = id(weight), (weight._version, weight.data_ptr(), level)
+    found = _kept.get(key)
+    if found is None or found[0]() is not weight or found[1] != state:
+        found = _kept[key] = weakref.ref(weight, lambda gone: _forget(key, gone)), state, {}
+    result = found[2].get(kind)
+    if result is None:
+        result = found[2][kind] = make()
+    return result
+
+
+def _forget(key, gone):
+    """What was kept for a weight that is gone, unless another has its id by now."""
+    found = _kept.get(key)
+    if found is not None and found[0] is gone:
+        del _kept[key]
 
 
 def filters(weight, tile, pack, level):

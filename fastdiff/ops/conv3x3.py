@@ -68,6 +68,12 @@ def conv3x3(
     return call(x, weight, bias, add, residual, groups or 0, norm_weight, norm_bias, eps, scale, shift, silu, backend)
 
 
+def unchecked(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu):
+    """`conv3x3` for a caller who knows that arguments conform and that nobody differentiates, traces or transforms."""
+    prologue = groups or 0, norm_weight, norm_bias, eps, scale, shift, silu
+    return _conv3x3(x, weight, bias, add, residual, *prologue, _dispatch.requested())
+
+
 def _check_conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift):
     shape, dtype, device = _check.image("x", x)
     if len(shape) != 4:
@@ -77,36 +83,48 @@ def _check_conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bia
     if weight.dim() != 4 or tuple(weight.shape[1:]) != (C, 3, 3):
         raise ValueError(f"weight must have shape [O, {C}, 3, 3], got {list(weight.shape)}")
     O = weight.shape[0]  # noqa: E741
-    _parameter("weight", weight, weight.shape, dtype, device)
-    if bias is not None:
-        _parameter("bias", bias, (O,), dtype, device)
-    if add is not None:
-        _check.floating("add", add, (B, O), device)
+    each = _parameter("weight", weight, (O, C, 3, 3), dtype) + _parameter("bias", bias, (O,), dtype)
+    each += _floating("add", add, (B, O))
     if residual is not None:
-        _check.tensors(device, "residual", residual, (B, O, H, W), dtype)
-    prologue = {"norm_weight": norm_weight, "norm_bias": norm_bias, "scale": scale, "shift": shift}
+        each += "residual", residual, shape if O == C else (B, O, H, W), dtype
     if groups is None:
-        given = next((name for name, value in prologue.items() if value is not None), None)
-        if given:
-            raise ValueError(f"{given} must be None where groups is None, got a tensor")
-        return
-    if type(groups) is not int or groups < 1 or C % groups:
-        raise ValueError(f"groups must be a positive int that divides C = {C}, or None, got {groups}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-    for name, value in prologue.items():
-        if value is not None and name.startswith("norm"):
-            _parameter(name, value, (C,), dtype, device)
-        elif value is not None:
-            _check.floating(name, value, (B, C), device)
+        _check_no_prologue(norm_weight=norm_weight, norm_bias=norm_bias, scale=scale, shift=shift)
+    else:
+        if type(groups) is not int or groups < 1 or C % groups:
+            raise ValueError(f"groups must be a positive int that divides C = {C}, or None, got {groups}")
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps must be finite and not negative, got {eps}")
+        each += _parameter("norm_weight", norm_weight, (C,), dtype) + _parameter("norm_bias", norm_bias, (C,), dtype)
+        each += _floating("scale", scale, (B, C)) + _floating("shift", shift, (B, C))
+    _check.tensors(device, *each)
 
 
-def _parameter(name, value, shape, dtype, device):
-    """A tensor of this shape, float32 or x's dtype."""
+def _check_no_prologue(**values):
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None where groups is None, got a tensor")
+
+
+def _parameter(name, value, shape, dtype):
+    """What `_check.tensors` is to see of a tensor of this shape, float32 or x's dtype; nothing of None."""
+    if value is None:
+        return ()
     _check.is_tensor(name, value)
-    if value.dtype is not torch.float32 and value.dtype is not dtype:
-        raise ValueError(f"{name} must be float32 or x's {dtype}, got {value.dtype}")
-    _check.tensors(device, name, value, shape, value.dtype)
+    found = value.dtype
+    if found is not torch.float32 and found is not dtype:
+        raise ValueError(f"{name} must be float32 or x's {dtype}, got {found}")
+    return name, value, shape, found
+
+
+def _floating(name, value, shape):
+    """The same of a tensor of any floating dtype."""
+    if value is None:
+        return ()
+    _check.is_tensor(name, value)
+    found = value.dtype
+    if found not in _check.FLOATS:
+        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {found}")
+    return name, value, shape, found
 
 
 def _output(x, weight):

@@ -94,12 +94,15 @@ def _pack(weight, packed, tile, back):
 
 
 def _float(value):
-    return value if value is None else value.float().contiguous()
+    """A vector as contiguous float32; or None."""
+    if value is None or (value.dtype is torch.float32 and value.is_contiguous()):
+        return value
+    return value.float().contiguous()
 
 
 def _rows(value):
     """[B, *] in float32 with unit stride along its last axis."""
     if value is None:
         return None
-    value = value.float()
+    value = value if value.dtype is torch.float32 else value.float()
     return value if value.stride(-1) == 1 else value.contiguous()

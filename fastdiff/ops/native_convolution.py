@@ -37,14 +37,9 @@ def convolution(x, weight, bias=None, residual=None, *, stride=1, padding=0):
 
 def linear(x, weight, bias=None, residual=None):
     """y = x W^T + bias + residual: x [..., C], weight [O, C], bias [O], residual and y [..., O]; else as above."""
-    O, C = weight.shape  # noqa: E741
-    y = torch.empty(*x.shape[:-1], O, dtype=x.dtype)
-    if residual is not None:
-        residual = residual.reshape(-1, O, 1, 1)
-    rows = x.reshape(-1, C, 1, 1)
-    status = native._C.convolution(
-        torch.get_num_threads(), rows, _filters(weight), 1, 1, 0, _float(bias), residual, y.view(-1, O, 1, 1)
-    )
+    y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype)
+    x, residual = x.contiguous(), _layout.vector(residual)
+    status = native._C.linear(torch.get_num_threads(), x, _filters(weight), _float(bias), residual, y)
     if status:
         native._raise(status)
     return y

@@ -201,6 +201,40 @@ def test_changed_weights_are_seen(calls):
             torch.testing.assert_close(y, net(x, t), rtol=1e-4, atol=1e-4)
 
 
+def test_what_a_forward_pass_settled_does_not_outlive_its_reasons():
+    x = torch.randn(1, 4, 4, 4)
+    with torch.no_grad(), ops.use_backend("cpu"), fused.settled(x):
+        with ops.use_backend("reference"):  # nobody changes this within a pass: it is not asked again
+            assert fused.inference(x)
+            assert not fused.inference(x.bfloat16())
+        with torch.enable_grad():
+            assert not fused.inference(x)
+    with torch.no_grad(), ops.use_backend("reference"):
+        assert not fused.inference(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "norms", "convs"),
+    [
+        ("add", {"embedding": (1, 128)}, {}, {}),
+        ("norm_weight", {}, {"weight": torch.nn.Parameter(torch.ones(16))}, {}),
+        ("groups", {}, {"groups": 5}, {}),
+        ("bias", {}, {}, {"bias": torch.nn.Parameter(torch.zeros(16))}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_conform_is_refused_by_name(name, options, norms, convs):
+    block = network(**SMALL).middle["block_1"]
+    for key, value in norms.items():
+        setattr(block.norm_1, key, value)
+    for key, value in convs.items():
+        setattr(block.conv_1, key, value)
+    embedding = torch.zeros(options.get("embedding", (2, 128)))
+    x = torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"^{name} must"):
+        block(x, embedding)
+
+
 def test_samples_of_a_seed_are_the_same():
     net = network(**SMALL)
     sampler = Sampler(net, GaussianProcess(schedules.linear(1000)), "ddim", 20, precision="fp32")

@@ -197,10 +197,10 @@ def test_filters_are_kept_until_the_weight_changes(packs):
         with torch.inference_mode():
             check(arguments)
         assert len(packs) == 3
-    kept = len(_winograd._filters)
+    kept = len(_winograd._kept)
     del weight, arguments
     gc.collect()
-    assert len(_winograd._filters) < kept
+    assert len(_winograd._kept) < kept
 
 
 def test_weights_made_in_inference_mode_are_never_kept(packs):
