@@ -74,6 +74,12 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
+// Lane by lane.
+template <class V, int N> FD_SIMD V vector_sum(Pack<V, N> a) {
+  if constexpr (N == 2) return a.v[0] + a.v[1];
+  else return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]);
+}
+
 // SiLU is worked out from t = k h with k = -log2 e, which comes for nothing with the terms of h: exp(-h) = 2^t, and with
 // a polynomial for k 2^t the factor goes where a 1 would stand: h / (1 + exp(-h)) = t / (k + k 2^t). (h > 2.3e38
 // overflows.)
@@ -196,8 +202,7 @@ template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
 FD_SIMD vfloat plain(vfloat v) { return v == v ? v : set1(__builtin_nanf("")); }
 FD_SIMD double plain(double v) { return v; }
 
-// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on, to be summed
-// N <= 2. End: the last
+// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on. End: the last
 // kStep elements, of which n mod kStep are new; the others are worked out twice, to the same bits. A run shorter than
 // kStep is padded in front.
 template <class T, int N> struct Whole {
@@ -208,7 +213,10 @@ template <class T, int N> struct Whole {
   FD_INLINE void store(T* run, PackOf<T, N> v) const { store_pack(run + i, v); }
   FD_INLINE PackOf<T, N> term(const Scalar<T>* columns) const { return load_pack<N>(columns + i); }
   FD_INLINE void set_term(Scalar<T>* columns, PackOf<T, N> v) const { store_pack(columns + i, v); }
-  FD_INLINE PackOf<T, 2> keep_new(PackOf<T, N> v) const { return {{v.v[0], N == 1 ? Vector<T>{} : v.v[N - 1]}}; }
+  FD_INLINE auto keep_new(PackOf<T, N> v) const {
+    if constexpr (N > 1) return v;
+    else return PackOf<T, 2>{{v.v[0], {}}};
+  }
 };
 
 template <class T> FD_SIMD PackOf<T, 2> load_end(const T* run, int64_t n) {

@@ -246,66 +246,75 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     constexpr int64_t kLong = kPiece * kStep<T>;
     V total[3] = {};
     for (int64_t begin = 0; begin < p.S; begin += kLong) {
-      PackOf<T, 2> P = broadcast_pack<2>(S(0)), Q = P, R = P;
-      sweep_run<T, 2>(p.S - begin < kLong ? p.S - begin : kLong, [&](auto place) FD_INLINE {
+      V P = {}, Q = {}, R = {};
+      sweep_run<T, 4>(p.S - begin < kLong ? p.S - begin : kLong, [&](auto place) FD_INLINE {
         const auto e = at_run<kForm, decltype(place)::kPack>(place, b, x + begin, grad_y + begin, mask + begin, k, i);
         if (p.grad_x) place.set_term(dh + begin, e.dh);
-        const PackOf<T, 2> dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
-        P = P + dh_new, Q = madd(dh_new, d, Q);
-        if (p.grad_add) R = R + d;
+        const auto dh_new = place.keep_new(e.dh), d = place.keep_new(e.d);
+        P += vector_sum(dh_new), Q += vector_sum(dh_new * d);
+        if (p.grad_add) R += vector_sum(d);
       });
-      total[kP] += P.v[0] + P.v[1], total[kQ] += Q.v[0] + Q.v[1], total[kR] += R.v[0] + R.v[1];
+      total[kP] += P, total[kQ] += Q, total[kR] += R;
     }
     for (int s = 0; s < this->sums(); ++s) store(row[s], total[s]);
   }
 
-  // Terms and vectors of M channels that are one vector each.
-  template <int M> static PackOf<T, M> each(const S* terms) {
+  // Short channels, of kPer vectors each: the terms and the vectors of as many as M vectors are.
+  template <int M, int kPer> static PackOf<T, M> each(const S* terms) {
     PackOf<T, M> r;
-    for (int m = 0; m < M; ++m) r.v[m] = broadcast(terms[m]);
+    for (int m = 0; m < M; ++m) r.v[m] = broadcast(terms[m / kPer]);
     return r;
   }
-  template <int M, class From> static PackOf<T, M> vectors(const From* run, int64_t stride = kLanes<T>) {
+  template <int kPer> static int64_t vector_at(int m, int64_t stride) { return m / kPer * stride + m % kPer * kLanes<T>; }
+  template <int M, int kPer, class From> static PackOf<T, M> vectors(const From* run, int64_t stride) {
     PackOf<T, M> r;
-    for (int m = 0; m < M; ++m) r.v[m] = load(run + m * stride);
+    for (int m = 0; m < M; ++m) r.v[m] = load(run + vector_at<kPer>(m, stride));
     return r;
   }
-  template <int M, class To> static void set_vectors(To* run, PackOf<T, M> v, int64_t stride = kLanes<T>) {
-    for (int m = 0; m < M; ++m) store(run + m * stride, v.v[m]);
+  template <int M, int kPer, class To> static void set_vectors(To* run, PackOf<T, M> v, int64_t stride) {
+    for (int m = 0; m < M; ++m) store(run + vector_at<kPer>(m, stride), v.v[m]);
   }
 
-  // body(j, M) for n such channels, four at a time.
-  template <class Body> static FD_INLINE void each_four(int64_t n, const Body& body) {
+  // A channel's vectors added up, into a row for each.
+  template <int M, int kPer> static void set_rows(S* row, PackOf<T, M> v) {
+    for (int m = 0; m < M; m += kPer) store(row + m / kPer * kLanes<T>, kPer == 1 ? v.v[m] : v.v[m] + v.v[m + 1]);
+  }
+
+  // body(j, M) for n such channels, four vectors at a time.
+  template <int kPer, class Body> static FD_INLINE void each_four(int64_t n, const Body& body) {
+    constexpr int kMany = 4 / kPer;
     int64_t j = 0;
-    for (; j + 4 <= n; j += 4) body(j, Size<4>());
-    for (; j < n; ++j) body(j, Size<1>());
+    for (; j + kMany <= n; j += kMany) body(j, Size<4>());
+    for (; j < n; ++j) body(j, Size<kPer>());
   }
 
   // The sums of n such channels.
-  template <Form kForm>
+  template <Form kForm, int kPer>
   void sum_vectors(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
     S* const dh = p.grad_x ? dh_of(b, k, i) : nullptr;
     const int64_t stride = in_place() ? p.S : padded(p.S);
-    each_four(n, [&](int64_t j, auto size) FD_INLINE {
+    each_four<kPer>(n, [&](int64_t j, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
-      const int64_t at = j * kLanes<T>;
-      PackOf<T, M> upstream = vectors<M>(grad_y + at);
+      PackOf<T, M> upstream = vectors<M, kPer>(grad_y + j * p.S, p.S);
       if (kForm == kAny && p.drop.rng)
-        upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M>(k.mask + (i + j) * p.S));
-      const Element<T, M> e = differentiate<T, kForm, M>(vectors<M>(x + at), upstream, each<M>(k.center.v + i + j),
-                                                         each<M>(k.slope.v + i + j), each<M>(k.shift.v + i + j), p.silu);
-      if (dh) set_vectors<M>(dh + j * stride, e.dh, stride);
-      set_vectors<M>(lanes[kP] + at, e.dh), set_vectors<M>(lanes[kQ] + at, e.dh * e.d);
-      if (p.grad_add) set_vectors<M>(lanes[kR] + at, e.d);
+        upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M, kPer>(k.mask + (i + j) * p.S, p.S));
+      const Element<T, M> e = differentiate<T, kForm, M>(
+          vectors<M, kPer>(x + j * p.S, p.S), upstream, each<M, kPer>(k.center.v + i + j),
+          each<M, kPer>(k.slope.v + i + j), each<M, kPer>(k.shift.v + i + j), p.silu);
+      if (dh) set_vectors<M, kPer>(dh + j * stride, e.dh, stride);
+      const int64_t row = j * kLanes<T>;
+      set_rows<M, kPer>(lanes[kP] + row, e.dh), set_rows<M, kPer>(lanes[kQ] + row, e.dh * e.d);
+      if (p.grad_add) set_rows<M, kPer>(lanes[kR] + row, e.d);
     });
   }
 
   template <Form kForm> void sum_runs(int64_t b, const Block<T>& k) const {
     S lanes[3][kLanes<T> * kLanes<T>] = {};
     each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
-      if (p.S == kLanes<T>) sum_vectors<kForm>(b, k, i, count, lanes);
+      if (p.S == kLanes<T>) sum_vectors<kForm, 1>(b, k, i, count, lanes);
+      else if (p.S == kStep<T>) sum_vectors<kForm, 2>(b, k, i, count, lanes);
       else for (int j = 0; j < count; ++j) {
         S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
         sum_run<kForm>(b, k, i + j, row);
@@ -315,21 +324,22 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
   }
 
   void apply_runs(int64_t b, const Block<T>& k) const {
-    if (p.S == kLanes<T>) return apply_vectors(b, k);
+    if (p.S == kLanes<T>) return apply_vectors<1>(b, k);
+    if (p.S == kStep<T>) return apply_vectors<2>(b, k);
     for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
   }
 
-  void apply_vectors(int64_t b, const Block<T>& k) const {
+  template <int kPer> void apply_vectors(int64_t b, const Block<T>& k) const {
     const T* x = this->sample(p.x, b) + k.c0 * p.S;
     T* grad_x = this->sample(p.grad_x, b) + k.c0 * p.S;
     const S* dh = dh_of(b, k, 0);
     const int64_t stride = in_place() ? p.S : padded(p.S);
-    each_four(k.c1 - k.c0, [&](int64_t i, auto size) FD_INLINE {
+    each_four<kPer>(k.c1 - k.c0, [&](int64_t i, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
-      const int64_t at = i * kLanes<T>;
-      const PackOf<T, M> d = vectors<M>(x + at) - each<M>(k.center.v + i);
-      const PackOf<T, M> rest = madd(d, each<M>(k.tilt.v + i), each<M>(k.level.v + i));
-      set_vectors<M>(grad_x + at, madd(vectors<M>(dh + i * stride, stride), each<M>(k.slope.v + i), rest));
+      const PackOf<T, M> d = vectors<M, kPer>(x + i * p.S, p.S) - each<M, kPer>(k.center.v + i);
+      const PackOf<T, M> rest = madd(d, each<M, kPer>(k.tilt.v + i), each<M, kPer>(k.level.v + i));
+      const PackOf<T, M> upstream = vectors<M, kPer>(dh + i * stride, stride);
+      set_vectors<M, kPer>(grad_x + i * p.S, madd(upstream, each<M, kPer>(k.slope.v + i), rest), p.S);
     });
   }
 
