@@ -162,6 +162,8 @@ def test_options(backend, device, dtype):
 # Shapes of dropout: a Philox block of one channel, of two; of a tile, of two; a sample that ends within a block.
 MASKED = {
     "whole blocks": ((3, 16, 4, 6), 4),
+    "channels of 8 elements": ((2, 15, 2, 4), 5),
+    "channels of 16 elements": ((2, 15, 2, 8), 5),
     "odd and not square": ((2, 16, 7, 11), 4),
     "1x1": ((3, 15, 1, 1), 5),
     "no space": ((2, 6), 3),
