@@ -74,6 +74,9 @@ template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
 
 template <class V> FD_SIMD auto sum(Pack<V, 2> a) { return sum(a.v[0] + a.v[1]); }
 
+template <class V> FD_SIMD Pack<V, 4> join(Pack<V, 2> a, Pack<V, 2> b) { return {{a.v[0], a.v[1], b.v[0], b.v[1]}}; }
+template <class V> FD_SIMD Pack<V, 2> half(Pack<V, 4> a, int i) { return {{a.v[2 * i], a.v[2 * i + 1]}}; }
+
 // Lane by lane.
 template <class V, int N> FD_SIMD V vector_sum(Pack<V, N> a) {
   if constexpr (N == 2) return a.v[0] + a.v[1];

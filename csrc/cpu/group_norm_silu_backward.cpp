@@ -366,16 +366,29 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     S* const dh = p.grad_x ? dh_of(b, k, 0) : nullptr;
     const PackOf<T, 2> center = place.term(k.center.v), slope = place.term(k.slope.v), shift = place.term(k.shift.v),
                        zero = broadcast_pack<2>(S(0));
+    const auto input = [&](int64_t row) FD_INLINE { return place.load(x + row * width); };
+    const auto upstream = [&](int64_t row) FD_INLINE {
+      const T* mask = kForm == kAny && p.drop.rng ? k.mask + row * (k.c1 - k.c0) * repeat : nullptr;
+      return load_grad_y<kForm>(place, b, grad_y + row * width, mask);
+    };
     PackOf<T, 2> total[3] = {zero, zero, zero};
     for (int64_t begin = 0; begin < rows; begin += kPiece) {
       PackOf<T, 2> P = zero, Q = zero, R = zero;
-      for (int64_t row = begin; row < rows && row < begin + kPiece; ++row) {
-        const T* mask = kForm == kAny && p.drop.rng ? k.mask + row * (k.c1 - k.c0) * repeat : nullptr;
-        const PackOf<T, 2> upstream = load_grad_y<kForm>(place, b, grad_y + row * width, mask);
-        const auto e = differentiate<T, kForm, 2>(place.load(x + row * width), upstream, center, slope, shift, p.silu);
-        if (p.grad_x) place.set_term(dh + row * pad, e.dh);
-        P = P + e.dh, Q = madd(e.dh, e.d, Q);
-        if (p.grad_add) R = R + e.d;
+      const auto take = [&](int64_t row, PackOf<T, 2> d, PackOf<T, 2> dh_row) FD_INLINE {
+        if (p.grad_x) place.set_term(dh + row * pad, dh_row);
+        P = P + dh_row, Q = madd(dh_row, d, Q);
+        if (p.grad_add) R = R + d;
+      };
+      const int64_t end = begin + kPiece < rows ? begin + kPiece : rows;
+      int64_t row = begin;
+      for (; row + 2 <= end; row += 2) {  // two rows in step, so that latencies overlap
+        const auto e = differentiate<T, kForm, 4>(join(input(row), input(row + 1)), join(upstream(row), upstream(row + 1)),
+                                                  join(center, center), join(slope, slope), join(shift, shift), p.silu);
+        take(row, half(e.d, 0), half(e.dh, 0)), take(row + 1, half(e.d, 1), half(e.dh, 1));
+      }
+      if (row < end) {
+        const auto e = differentiate<T, kForm, 2>(input(row), upstream(row), center, slope, shift, p.silu);
+        take(row, e.d, e.dh);
       }
       total[kP] = total[kP] + P, total[kQ] = total[kQ] + Q, total[kR] = total[kR] + R;
     }
