@@ -1,4 +1,5 @@
-"""Whole sampling loops with a network: 1000 steps of DDPM, 50 of DDIM, 20 of DPM-Solver++, one set of weights.
+"""Whole sampling loops with a network: 1000 steps of DDPM, 50 of DDIM, 20 of DPM-Solver++, one set of weights; and 50
+of DDIM with the network of the digits, one image, which is the host's work more than arithmetic.
 
 `eager` and `compiled` are the textbook's loop in torch around the network by torch's own convolutions, `diffusers` its
 UNet2DModel in its scheduler's documented loop. The network is small, so that a loop ends: what it costs by itself is
@@ -11,29 +12,36 @@ import pytest
 import torch
 
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
+from fastdiff.cli import settings
 from fastdiff.models import save_unet
 
-SHAPE = (4, 1, 16, 16)
-CONFIG = UNetConfig(
-    in_channels=1, out_channels=1, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,),
-    image_size=16,
-)  # fmt: skip
+GRAY = dict(in_channels=1, out_channels=1)
+SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16)
+NETWORKS = {  # config, batch
+    "small": (UNetConfig(**GRAY, **SMALL), 4),
+    "digits": (UNetConfig(**GRAY, image_size=8, **settings.PRESETS["digits"]["model"]), 1),
+}
 LOOPS = {
     "ddpm": (1000, {}, "DDPMScheduler", {}),
     "ddim": (50, {}, "DDIMScheduler", {}),
     "dpmpp_2m": (20, {"clip": None}, "DPMSolverMultistepScheduler", {}),
 }
+CASES = [*(("small", solver) for solver in LOOPS), ("digits", "ddim")]
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """(ours, diffusers' of the same weights or None); nothing in them is zero."""
+    """By name, (ours, diffusers' of the same weights or None); nothing in them is zero."""
+    return {name: pair(config, tmp_path_factory.mktemp(name)) for name, (config, _) in NETWORKS.items()}
+
+
+def pair(config, folder):
     torch.manual_seed(0)
-    net = UNet(CONFIG).eval()
+    net = UNet(config).eval()
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    folder = tmp_path_factory.mktemp("unet") / "diffusers"
+    folder = folder / "diffusers"
     save_unet(net, folder, "diffusers")
     try:
         from diffusers import UNet2DModel
@@ -69,7 +77,7 @@ def implicit(process, model, x, steps):
         x = alphas[following] * x0 + sigmas[following] * eps
 
 
-def textbook(provider, solver, net, process, steps):
+def textbook(provider, solver, net, process, steps, shape):
     if solver == "dpmpp_2m":
         pytest.skip("nobody writes this one by hand")
     torch._dynamo.reset()
@@ -77,20 +85,20 @@ def textbook(provider, solver, net, process, steps):
 
     def loop():
         with ops.winograd(False):
-            x = torch.randn(SHAPE)
+            x = torch.randn(shape)
             return ancestral(process, model, x) if solver == "ddpm" else implicit(process, model, x, steps)
 
     return loop
 
 
-def by_diffusers(name, options, peer, steps):
+def by_diffusers(name, options, peer, steps, shape):
     import diffusers
 
     scheduler = getattr(diffusers, name)(1000, **options)
 
     def loop():
         scheduler.set_timesteps(steps)
-        x = torch.randn(SHAPE) * scheduler.init_noise_sigma
+        x = torch.randn(shape) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.step(peer(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
         return x
@@ -98,22 +106,24 @@ def by_diffusers(name, options, peer, steps):
     return loop
 
 
-@pytest.mark.parametrize("solver", LOOPS, ids=[f"heavy-{name}" for name in LOOPS])
+@pytest.mark.parametrize(("network", "solver"), CASES, ids=[f"heavy-{network}-{solver}" for network, solver in CASES])
 @pytest.mark.parametrize("provider", ["eager", "compiled", "diffusers", "fastdiff"])
-def test_sampling(measure, device, networks, provider, solver):
+def test_sampling(measure, device, networks, provider, network, solver):
     if device.type != "cpu":
         pytest.skip("the CPU's loops; a GPU's are benchmarks/test_sampler.py's")
-    (steps, options, *theirs), (net, peer) = LOOPS[solver], networks
+    (steps, options, *theirs), (net, peer) = LOOPS[solver], networks[network]
+    config, batch = NETWORKS[network]
+    shape = (batch, 1, config.image_size, config.image_size)
     process = GaussianProcess(schedules.linear(1000))
     if provider == "fastdiff":
         sampler = Sampler(copy.deepcopy(net), process, solver, steps, precision="fp32", **options)
-        loop = lambda: sampler.sample(SHAPE)  # noqa: E731
+        loop = lambda: sampler.sample(shape)  # noqa: E731
     elif provider == "diffusers":
         if peer is None:
             pytest.skip("diffusers is not installed")
-        loop = by_diffusers(*theirs, peer, steps)
+        loop = by_diffusers(*theirs, peer, steps, shape)
     else:
-        loop = textbook(provider, solver, net, process, steps)
+        loop = textbook(provider, solver, net, process, steps, shape)
     with torch.no_grad():
         assert loop().isfinite().all()
-        measure(f"sampling with a network, {solver}, {steps} steps, {list(SHAPE)} float32", provider, loop)
+        measure(f"sampling with the {network} network, {solver}, {steps} steps, {list(shape)} float32", provider, loop)
