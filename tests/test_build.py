@@ -258,6 +258,18 @@ def test_longest_source_is_compiled_first(build, tmp_path):
     assert [path.stem for path in build.NinjaFile(tmp_path, cxx, None)._sources("cpu/*.cpp")] == ["b", "a", "c"]
 
 
+def test_each_source_has_its_optimisation(build, tmp_path):
+    """-O2 but for the few that `OPTIMISATION` names, each of which is a source."""
+    names = ["group_norm_silu", "q_sample", "dispatch"]
+    write(tmp_path, {f"csrc/cpu/{name}.cpp": name for name in names})
+    native = build.NinjaFile(tmp_path, build.Cxx(command="c++", version="1", machine="other", openmp=True), None)
+    native.write()
+    rules = (tmp_path / native.path).read_text().replace("$\n", "")
+    asked = dict(re.findall(r"csrc/cpu/(\w+)\.cpp.*\n  flags = (-O\d)", rules))
+    assert asked == {"group_norm_silu": "-O3", "q_sample": "-O2", "dispatch": "-O2"}
+    assert {path.stem for path in (ROOT / "csrc").rglob("*.cpp")} >= set(build.OPTIMISATION)
+
+
 def test_no_compiler(build):
     with pytest.raises(build.Missing, match=r"no C\+\+ compiler: CXX is not set, and PATH has no"):
         build.find_cxx({"PATH": ""})

@@ -190,11 +190,11 @@ FD_DEVICE void draw_mask(const Tile<T, V, kLast, kPerThread, kFull>& tile, const
 template <bool kLast, int V>
 FD_DEVICE void apply_mask(const Tiling& t, const Dropout& drop, Shared<float> mask, int row, int column,
                           float (&v)[V]) {
-  const int words = mask_words(t);
+  const int words = mask_words(t), s = kLast ? row : column * V, step = kLast ? words : 0;
+  const Shared<float> first = mask + ((kLast ? column * V : row) * words + s / kMaskBits);
   FD_UNROLL
-  for (int j = 0; j < V; ++j) {
-    const int c = kLast ? column * V + j : row, s = kLast ? row : column * V + j;
-    const uint32_t bits = float_to_bits(mask[c * words + s / kMaskBits]) >> s % kMaskBits;
+  for (int j = 0; j < V; ++j) {                        // channels first, a word has all of the vector's
+    const uint32_t bits = float_to_bits(first[j * step]) >> (s % kMaskBits + (kLast ? 0 : j));
     v[j] = bits & 1u ? v[j] * float(drop.factor) : 0.0f;
   }
 }

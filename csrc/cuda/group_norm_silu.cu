@@ -236,14 +236,14 @@ struct Block {
     });
   }
 
-  template <bool kSilu>
   FD_MEMBER void write(const Values& v) const {
     each_placed_with<2>(tile, map, [&](int i, int64_t at, const float (&map)[2][V], int row, int column) {
       float y[V];
       FD_UNROLL
-      for (int j = 0; j < V; ++j) {
-        const float h = fmaf(v[i][j], map[0][j], map[1][j]);
-        y[j] = kSilu ? silu<T>(h) : h;
+      for (int j = 0; j < V; ++j) y[j] = fmaf(v[i][j], map[0][j], map[1][j]);
+      if (a.p.silu) {
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) y[j] = silu<T>(y[j]);
       }
       if (kEpilogue) finish(at, row, column, y);
       tile.store(a.p.y, a.aligned, at, y);
@@ -279,8 +279,7 @@ FD_DEVICE void work(const Forward& a) {
   if (a.part == kApply) block.centre(v);
   else block.measure(v);
   if (a.part == kStatistics) return;
-  if (a.p.silu) block.template write<true>(v);
-  else block.template write<false>(v);
+  block.write(v);
 }
 
 template <class T, int V, bool kLast, bool kFull>

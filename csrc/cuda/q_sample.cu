@@ -30,9 +30,11 @@ template <class T, int kAccess, int N>
 FD_DEVICE void noise_quad(const QSample& a, const Quad& q, const Scales& scales) {
   const Strides &in = kAccess == kVectors ? a.x_start : a.noise, &out = kAccess == kVectors ? a.x_start : a.x_t;
   float x0[N], noise[N], x_t[N];
-  load_start<kAccess>(a, q, x0);
+  // In the order that takes the fewest registers.
+  if (kAccess == kTiles) load_start<kAccess>(a, q, x0);
   if (a.p.noise) load_quad<kAccess>(a.p.noise_dtype, a.p.noise, in, q, noise);
   else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, a.p.stream, q, noise);
+  if (kAccess != kTiles) load_start<kAccess>(a, q, x0);
   FD_UNROLL
   for (int j = 0; j < N; ++j) x_t[j] = noised(x0[j], noise[j], scales.alpha, scales.sigma);
   store_quad<kAccess, T>(a.p.x_t, out, q, x_t);

@@ -4,6 +4,7 @@
 // A warp keeps to one sample, and with tiles a block, so whatever depends on the sample alone is uniform over it.
 #pragma once
 #include <initializer_list>
+#include <type_traits>
 
 #include "../philox.h"
 #include "tile.cuh"
@@ -196,53 +197,121 @@ FD_DEVICE int64_t vector_offset(const Strides& strides, const Quad& q) {
   return q.b * strides.sample + q.first;
 }
 
-template <int kAccess, class T, int N>
-FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
-  const T* const p = static_cast<const T*>(data);
+// A tensor as a kernel reaches it: with(use) is use(p), p a pointer to its dtype.
+template <class T>
+struct Typed {
+  T* data;
+
+  template <class Use>
+  FD_MEMBER void with(const Use& use) const { use(data); }
+};
+
+template <class T>
+FD_DEVICE Typed<T> typed(T* data) {
+  return {data};
+}
+
+// Of a dtype that the kernel was not compiled for: f32, f16 or bf16, or kBytes u8. Wide quads are never of f32. Only
+// accesses differ by dtype: what is around them, exchanges above all, is compiled once.
+template <int N, bool kBytes = false, class Memory = const char>
+struct Untyped {
+  Memory* data;
+  int32_t dtype;
+  int64_t first;
+
+  template <class T, class Use>
+  FD_MEMBER void with(const Use& use) const {
+    if constexpr (std::is_const_v<Memory>) use(reinterpret_cast<const T*>(data) + first);
+    else use(reinterpret_cast<T*>(data) + first);
+  }
+
+  template <class Use>
+  FD_MEMBER void with(const Use& use) const {
+    if constexpr (kBytes)
+      if (dtype == kU8) return with<uint8_t>(use);
+    if constexpr (N == kQuad)
+      if (dtype == kF32) return with<float>(use);
+    if (dtype == kF16) with<half_t>(use);
+    else with<bfloat16_t>(use);
+  }
+};
+
+template <int N>
+FD_DEVICE Untyped<N> source_of(const void* data, int32_t dtype, int64_t first = 0) {
+  return {static_cast<const char*>(data), dtype, first};
+}
+
+template <int N>
+FD_DEVICE Untyped<N, false, char> target_of(void* data, int32_t dtype) {
+  return {static_cast<char*>(data), dtype, 0};
+}
+
+template <class T, int N>
+FD_DEVICE void load_elements(const T* p, const Offsets& offsets, int count, float (&v)[N]) {
+  FD_UNROLL
+  for (int j = 0; j < N; ++j) v[j] = j < count ? widen(load(p + offsets.at[j])) : 0.0f;
+}
+
+template <class T, int N>
+FD_DEVICE void store_elements(T* p, const Offsets& offsets, int count, const float (&v)[N]) {
+  FD_UNROLL
+  for (int j = 0; j < N; ++j) {
+    T value;
+    narrow(v[j], value);
+    if (j < count) store(p + offsets.at[j], value);
+  }
+}
+
+template <int kAccess, class Source, int N>
+FD_DEVICE void load_quad(const Source& source, const Strides& strides, const Quad& q, float (&v)[N]) {
   if constexpr (kAccess == kTiles) {
-    load_tile(q.tile, p + q.b * strides.sample, strides, v);
+    const bool runs = has_runs(strides);
+    const int64_t at = q.b * strides.sample + tile_offset<N>(q.tile, strides);
+    if (q.tile.has<N>(runs)) source.with([&](auto* p) { load_vector(q.tile, p + at, v); });
+    else fill_zeros(v);                                // what does not exist is exchanged as well
+    if (runs != q.tile.runs) exchange(q.tile, runs, v);
   } else if constexpr (kAccess == kVectors) {
-    load_floats(p + vector_offset(strides, q), v);
+    const int64_t at = vector_offset(strides, q);
+    source.with([&](auto* p) { load_floats(p + at, v); });
   } else {
     const Offsets offsets = offsets_of(strides, q);
+    source.with([&](auto* p) { load_elements(p, offsets, q.count, v); });
+  }
+}
+
+template <int kAccess, class T, int N>
+FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
+  load_quad<kAccess>(typed(static_cast<const T*>(data)), strides, q, v);
+}
+
+template <int kAccess, class Target, int N>
+FD_DEVICE void store_quad(const Target& target, const Strides& strides, const Quad& q, const float (&v)[N]) {
+  if constexpr (kAccess == kTiles) {
+    const bool runs = has_runs(strides);
+    const int64_t at = q.b * strides.sample + tile_offset<N>(q.tile, strides);
+    float mine[N];
     FD_UNROLL
-    for (int j = 0; j < N; ++j) v[j] = j < q.count ? widen(load(p + offsets.at[j])) : 0.0f;
+    for (int j = 0; j < N; ++j) mine[j] = v[j];
+    if (runs != q.tile.runs) exchange(q.tile, q.tile.runs, mine);
+    if (q.tile.has<N>(runs)) target.with([&](auto* p) { store_vector(q.tile, p + at, mine); });
+  } else if constexpr (kAccess == kVectors) {
+    const int64_t at = vector_offset(strides, q);
+    target.with([&](auto* p) { store_floats(p + at, v); });
+  } else {
+    const Offsets offsets = offsets_of(strides, q);
+    target.with([&](auto* p) { store_elements(p, offsets, q.count, v); });
   }
 }
 
 template <int kAccess, class T, int N>
 FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
-  T* const p = static_cast<T*>(data);
-  if constexpr (kAccess == kTiles) {
-    store_tile(q.tile, p + q.b * strides.sample, strides, v);
-  } else if constexpr (kAccess == kVectors) {
-    store_floats(p + vector_offset(strides, q), v);
-  } else {
-    const Offsets offsets = offsets_of(strides, q);
-    FD_UNROLL
-    for (int j = 0; j < N; ++j) {
-      T value;
-      narrow(v[j], value);
-      if (j < q.count) store(p + offsets.at[j], value);
-    }
-  }
+  store_quad<kAccess>(typed(static_cast<T*>(data)), strides, q, v);
 }
 
-// The same with a dtype that the kernel was not compiled for: f32, f16 or bf16. Wide quads are never of f32.
+// The same with a dtype that the kernel was not compiled for.
 template <int kAccess, int N>
 FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
-  if constexpr (N == kQuad)
-    if (dtype == kF32) return load_quad<kAccess, float>(data, strides, q, v);
-  if (dtype == kF16) load_quad<kAccess, half_t>(data, strides, q, v);
-  else load_quad<kAccess, bfloat16_t>(data, strides, q, v);
-}
-
-template <int kAccess, int N>
-FD_DEVICE void store_quad(int32_t dtype, void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
-  if constexpr (N == kQuad)
-    if (dtype == kF32) return store_quad<kAccess, float>(data, strides, q, v);
-  if (dtype == kF16) store_quad<kAccess, half_t>(data, strides, q, v);
-  else store_quad<kAccess, bfloat16_t>(data, strides, q, v);
+  load_quad<kAccess>(source_of<N>(data, dtype), strides, q, v);
 }
 
 // The quad's normals.
