@@ -2,6 +2,8 @@
 //
 // A block reads its tile once where its threads hold all channels (rms_norm.cuh); else the chunks twice, the last one
 // read being the first one written.
+#include <type_traits>
+
 #include "rms_norm.cuh"
 
 namespace fastdiff {
@@ -20,7 +22,8 @@ struct Forward {
 template <class T, int V, bool kLast>
 struct Block {
   typedef cuda::Page<T, V, kLast, kPerThread> Page;
-  typedef typename Page::Raw Raw;
+  // What a tile is held as: of 16 bits, channels first, a register has two elements.
+  typedef typename std::conditional<kLast, typename Page::Values, typename Page::Raw>::type Held;
   typedef typename Page::Part Part;
 
   const Forward& a;
@@ -35,6 +38,17 @@ struct Block {
     load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), a.p.silu ? kMinusLog2E : 1.0f, terms);
   }
 
+  FD_MEMBER void load(const Part& part, Held& x) const {
+    typename Page::Raw raw;
+    page.load(part, a.p.x, a.aligned, raw);
+    if constexpr (kLast) {
+      page.widen(raw, x);
+    } else {
+      FD_UNROLL
+      for (int i = 0; i < Page::kHeld; ++i) x[i] = raw[i];
+    }
+  }
+
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
       const float found = deviation_of(squares, a.paging.C, a.eps);
@@ -42,17 +56,18 @@ struct Block {
     });
   }
 
-  FD_MEMBER void write(const Part& part, const Raw& raw) const {
+  // kUsual: there is an activation, and part is plain.
+  template <bool kUsual>
+  FD_MEMBER void write_as(const Part& part, const Held& x) const {
     float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
-    const bool silu = a.p.silu, plain = Page::is_plain(part, a.aligned);
-    if (!page.exists) return;
+    const bool silu = kUsual || a.p.silu, plain = kUsual || page.is_plain(part, a.aligned);
     page.take_pixels(deviation, r);
     if (kLast) page.take_terms(terms, 0, gain, shift);
     FD_UNROLL
     for (int i = 0; i < Page::kHeld; ++i) {
       if (!kLast) page.take_terms(terms, i, gain, shift);
       float y[V];
-      widen<T, V>(raw[i], y);
+      page.get(x, i, y);
       FD_UNROLL
       for (int j = 0; j < V; ++j) y[j] = fmaf(y[j] * r[Page::pixel(i, j)], gain[kLast ? j : 0], shift[kLast ? j : 0]);
       if (silu) {
@@ -62,6 +77,12 @@ struct Block {
       page.store(part, a.p.y, plain, a.aligned, i, y);
     }
   }
+
+  FD_MEMBER void write(const Part& part, const Held& x) const {
+    if (!page.exists) return;
+    if (kLast && a.p.silu && page.is_plain(part, a.aligned)) write_as<true>(part, x);
+    else write_as<false>(part, x);
+  }
 };
 
 template <class T, int V, bool kLast>
@@ -70,25 +91,25 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_kernel(const For
   typedef Block<T, V, kLast> Block;
   const Block block(a, shared);
   const int last = a.paging.chunks - 1;
-  typename Block::Raw raw;
+  typename Block::Held x;
   typename Block::Page::Pixels sums = {};
   typename Block::Part part;
   for (int chunk = 0; chunk <= last; ++chunk) {
     part = block.page.part(chunk);
-    block.page.load(part, a.p.x, a.aligned, raw);
+    block.load(part, x);
     if (chunk == last) block.take_terms(chunk);
-    block.page.add_squares(raw, sums);
+    block.page.add_squares(x, sums);
   }
   block.put_deviations(sums);
   __syncthreads();
-  block.write(part, raw);
+  block.write(part, x);
   for (int chunk = last - 1; chunk >= 0; --chunk) {
     part = block.page.part(chunk);
-    block.page.load(part, a.p.x, a.aligned, raw);
+    block.load(part, x);
     __syncthreads();                                  // the terms may still be read
     block.take_terms(chunk);
     __syncthreads();
-    block.write(part, raw);
+    block.write(part, x);
   }
 }
 
@@ -108,7 +129,7 @@ Status rms_norm_silu(const RmsNormSiluParams& p, Place place) {
     const Paging t = make_paging(p.C, p.S, p.layout, sizeof(T), kPerThread);
     const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 16 == 0;
     const Forward a = {p, t, aligned, float(p.eps), float(p.most)};
-    const size_t shared = sizeof(float) * (2 * t.channels + t.span + entries_of(t));
+    const size_t shared = sizeof(float) * (2 * t.channels + t.span + pixel_entries_of(t));
     return launch(kernel_for<T>(t), static_cast<unsigned>(p.B * t.tiles), t.threads, shared, place, a);
   });
 }

@@ -66,28 +66,28 @@ struct Block {
 
   // x becomes n and grad_y dh, 0 where there is nothing; gain dh n, times `factor`, is added to products.
   FD_MEMBER void differentiate(Values& n, Values& dh, typename Page::Pixels& products) const {
-    float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
-    const bool silu = a.p.silu;
+    float r[Page::kPixels];
     if (!page.exists) return;
     page.take_pixels(deviation, r);
+    if (a.p.silu) differentiate_act<true>(r, n, dh, products);
+    else differentiate_act<false>(r, n, dh, products);
+  }
+
+  template <bool kSilu>
+  FD_MEMBER void differentiate_act(const float (&r)[Page::kPixels], Values& n, Values& dh,
+                                   typename Page::Pixels& products) const {
+    float gain[Page::kTerms], shift[Page::kTerms];
     if (kLast) page.take_terms(terms, 0, gain, shift);
     FD_UNROLL
     for (int i = 0; i < Page::kHeld; ++i) {
       if (!kLast) page.take_terms(terms, i, gain, shift);
-      float z[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
+        const float by = gain[kLast ? j : 0];
         n[i][j] *= r[Page::pixel(i, j)];
-        z[j] = fmaf(n[i][j], gain[kLast ? j : 0], shift[kLast ? j : 0]);
-      }
-      if (silu) {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_exponent(z[j]);
-      }
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) {
+        if (kSilu) dh[i][j] *= slope_of_exponent(fmaf(n[i][j], by, shift[kLast ? j : 0]));
         float& sum = products[0][Page::pixel(i, j)];
-        sum = fmaf(gain[kLast ? j : 0] * dh[i][j], n[i][j], sum);
+        sum = fmaf(by * dh[i][j], n[i][j], sum);
       }
     }
   }
@@ -119,12 +119,19 @@ struct Block {
   FD_MEMBER void write(const Part& part, const Values& n, const Values& dh) const {
     if (!page.exists) return;
     const float back = a.p.silu ? -kLn2 : 1.0f;     // 1 / factor
-    float r[Page::kPixels], mean[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
+    float r[Page::kPixels], mean[Page::kPixels];
     page.take_pixels(deviation, r);
     page.take_pixels(share, mean);
     FD_UNROLL
     for (int i = 0; i < Page::kPixels; ++i) r[i] *= back, mean[i] = -mean[i];
-    const bool plain = Page::is_plain(part, a.aligned);
+    if (page.is_plain(part, a.aligned)) write_as<true>(part, r, mean, n, dh);
+    else write_as<false>(part, r, mean, n, dh);
+  }
+
+  template <bool kPlain>
+  FD_MEMBER void write_as(const Part& part, const float (&r)[Page::kPixels], const float (&mean)[Page::kPixels],
+                          const Values& n, const Values& dh) const {
+    float gain[Page::kTerms], shift[Page::kTerms];
     if (kLast) page.take_terms(terms, 0, gain, shift);
     FD_UNROLL
     for (int i = 0; i < Page::kHeld; ++i) {
@@ -135,7 +142,7 @@ struct Block {
         const int pixel = Page::pixel(i, j);
         grad_x[j] = r[pixel] * fmaf(gain[kLast ? j : 0], dh[i][j], n[i][j] * mean[pixel]);
       }
-      page.store(part, a.p.grad_x, plain, a.aligned, i, grad_x);
+      page.store(part, a.p.grad_x, kPlain, a.aligned, i, grad_x);
     }
   }
 };
