@@ -26,6 +26,7 @@ struct Paging {
   int32_t chunks, tiles;     // of a tile's channels; of a sample
   int32_t threads;
   int32_t lanes_along, lanes_across;   // that add up a line, and an element of all lines; powers of two
+  float share;                         // of a channel in a mean over them: 1 / C
   int32_t in_warps;                    // positions' sums are made by shuffles: a line is a power of two of threads
 };
 
@@ -58,6 +59,7 @@ static inline Paging make_paging(int64_t C, int64_t S, int32_t layout, int size,
   if ((p.last ? C : S) % p.vector != 0) p.vector = 1;
   const int held = held_of(per_thread, p.vector);
   p.last ? page_positions(p, held) : page_channels(p, held, size);
+  p.share = 1.0f / float(C);
   p.chunks = int32_t(divide_up(C, p.channels)), p.tiles = int32_t(divide_up(S, p.span));
   p.threads = int32_t(round_up(p.rows * p.columns, kWarp));
   p.lanes_along = lanes_for(p, p.lines), p.lanes_across = lanes_for(p, p.width);
@@ -198,14 +200,7 @@ struct Page {
     }
   }
 
-  // The thread's i-th vector of what a tile is held as.
-  FD_MEMBER static void get(const Raw& raw, int i, float (&v)[V]) { cuda::widen<T, V>(raw[i], v); }
-  FD_MEMBER static void get(const Values& values, int i, float (&v)[V]) {
-    FD_UNROLL
-    for (int j = 0; j < V; ++j) v[j] = values[i][j];
-  }
-
-  // Writes it where it exists. plain: is_plain(part, aligned).
+  // The thread's i-th vector, where it exists. plain: is_plain(part, aligned).
   FD_MEMBER void store(const Part& part, void* data, bool plain, bool aligned, int i, const float (&v)[V]) const {
     T* const to = static_cast<T*>(data) + part.first + i * part.apart;
     if (plain) return store_floats(to, v);
@@ -295,13 +290,13 @@ FD_DEVICE float silu_of_exponent(float z) {
 }
 
 FD_DEVICE float slope_of_exponent(float z) {
-  const float gate = approximate_quotient(1.0f, 1.0f + exp2_of(z));
+  const float gate = approximate_reciprocal(1.0f + exp2_of(z));
   return gate * fmaf(z, fmaf(gate, kLn2, -kLn2), 1.0f);
 }
 
 // 1 / sqrt(mean of squares + eps) of a position; finite.
-FD_DEVICE float deviation_of(float squares, int32_t C, float eps) {
-  const float mean = fmaf(squares, reciprocal(float(C)), eps), least = 1.17549435e-38f;
+FD_DEVICE float deviation_of(float squares, float share, float eps) {
+  const float mean = fmaf(squares, share, eps), least = 1.17549435e-38f;
   return reciprocal_sqrt(mean < least ? least : mean);
 }
 

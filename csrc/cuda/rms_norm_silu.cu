@@ -2,8 +2,6 @@
 //
 // A block reads its tile once where its threads hold all channels (rms_norm.cuh); else the chunks twice, the last one
 // read being the first one written.
-#include <type_traits>
-
 #include "rms_norm.cuh"
 
 namespace fastdiff {
@@ -22,8 +20,7 @@ struct Forward {
 template <class T, int V, bool kLast>
 struct Block {
   typedef cuda::Page<T, V, kLast, kPerThread> Page;
-  // What a tile is held as: of 16 bits, channels first, a register has two elements.
-  typedef typename std::conditional<kLast, typename Page::Values, typename Page::Raw>::type Held;
+  typedef typename Page::Raw Raw;
   typedef typename Page::Part Part;
 
   const Forward& a;
@@ -38,27 +35,16 @@ struct Block {
     load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), a.p.silu ? kMinusLog2E : 1.0f, terms);
   }
 
-  FD_MEMBER void load(const Part& part, Held& x) const {
-    typename Page::Raw raw;
-    page.load(part, a.p.x, a.aligned, raw);
-    if constexpr (kLast) {
-      page.widen(raw, x);
-    } else {
-      FD_UNROLL
-      for (int i = 0; i < Page::kHeld; ++i) x[i] = raw[i];
-    }
-  }
-
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
-      const float found = deviation_of(squares, a.paging.C, a.eps);
+      const float found = deviation_of(squares, a.paging.share, a.eps);
       deviation[pixel] = found > a.most ? a.most : found;
     });
   }
 
-  // kUsual: there is an activation, and part is plain.
+  // kUsual: there is an activation, and part is plain; of 32 bits registers do not suffice for two ways.
   template <bool kUsual>
-  FD_MEMBER void write_as(const Part& part, const Held& x) const {
+  FD_MEMBER void write_as(const Part& part, const Raw& raw) const {
     float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
     const bool silu = kUsual || a.p.silu, plain = kUsual || page.is_plain(part, a.aligned);
     page.take_pixels(deviation, r);
@@ -67,7 +53,7 @@ struct Block {
     for (int i = 0; i < Page::kHeld; ++i) {
       if (!kLast) page.take_terms(terms, i, gain, shift);
       float y[V];
-      page.get(x, i, y);
+      widen<T, V>(raw[i], y);
       FD_UNROLL
       for (int j = 0; j < V; ++j) y[j] = fmaf(y[j] * r[Page::pixel(i, j)], gain[kLast ? j : 0], shift[kLast ? j : 0]);
       if (silu) {
@@ -78,10 +64,10 @@ struct Block {
     }
   }
 
-  FD_MEMBER void write(const Part& part, const Held& x) const {
+  FD_MEMBER void write(const Part& part, const Raw& raw) const {
     if (!page.exists) return;
-    if (kLast && a.p.silu && page.is_plain(part, a.aligned)) write_as<true>(part, x);
-    else write_as<false>(part, x);
+    if (kLast && sizeof(T) == 2 && a.p.silu && page.is_plain(part, a.aligned)) write_as<true>(part, raw);
+    else write_as<false>(part, raw);
   }
 };
 
@@ -91,25 +77,25 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_kernel(const For
   typedef Block<T, V, kLast> Block;
   const Block block(a, shared);
   const int last = a.paging.chunks - 1;
-  typename Block::Held x;
+  typename Block::Raw raw;
   typename Block::Page::Pixels sums = {};
   typename Block::Part part;
   for (int chunk = 0; chunk <= last; ++chunk) {
     part = block.page.part(chunk);
-    block.load(part, x);
+    block.page.load(part, a.p.x, a.aligned, raw);
     if (chunk == last) block.take_terms(chunk);
-    block.page.add_squares(x, sums);
+    block.page.add_squares(raw, sums);
   }
   block.put_deviations(sums);
   __syncthreads();
-  block.write(part, x);
+  block.write(part, raw);
   for (int chunk = last - 1; chunk >= 0; --chunk) {
     part = block.page.part(chunk);
-    block.load(part, x);
+    block.page.load(part, a.p.x, a.aligned, raw);
     __syncthreads();                                  // the terms may still be read
     block.take_terms(chunk);
     __syncthreads();
-    block.write(part, x);
+    block.write(part, raw);
   }
 }
 

@@ -12,7 +12,7 @@ typedef VlbTerm<float> Terms[kQuad];
 
 constexpr double kBitsPerNat = 1.4426950408889634074;
 
-// Of a multiprocessor, at least, which bounds a thread's registers; 0: as it comes.
+// Of sums, that a multiprocessor has at least, which bounds a thread's registers; 0: as it comes.
 template <int kAccess>
 constexpr int kBlocks = kAccess == kTiles ? 5 : 0;
 
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kBlock, kBlocks<kAccess>) vlb_terms_kernel(con
 }
 
 template <class T, int kAccess>
-__global__ void __launch_bounds__(kBlock, kBlocks<kAccess>) vlb_terms_backward_kernel(const VlbTerms a) {
+__global__ void __launch_bounds__(kBlock) vlb_terms_backward_kernel(const VlbTerms a) {
   const Quad q = gradient_quad<kAccess>(a);
   if (q.b >= a.walk.B || q.count == 0) return;
   const Setting s = read_setting(a.p, q.b);
