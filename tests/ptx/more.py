@@ -1,9 +1,10 @@
 """What executes more than half of inductor's instructions (THIRD: a third): its share, rounded up.
 
-CUDA's rms_norm_silu, channels last: of 12.8 instructions an element 6 are its arithmetic, 3 of the norm and 3 of SiLU,
-and in bfloat16 3 its widening, twice, narrowing and access; the rest, 250 and in float32 430 for a thread's 64
-elements, finds the tile of any shape, reaches its vectors, reads the terms of any dtype, and adds up a position's channels, as
-Triton's does; inductor has the shape as constants. Widened once, or without branches in float32, it would spill.
+CUDA's rms_norm_silu, channels last: of 12.8 instructions an element 6 are its arithmetic, 3 of the norm and 3 of
+SiLU, and in bfloat16 3 its widening, twice, narrowing and access; the rest, 250 and in float32 430 for a thread's 64
+elements, finds the tile of any shape, reaches its vectors, reads the terms of any dtype, and adds up a position's
+channels, as Triton's does; inductor has the shape as constants. Widened once, or without branches in float32, it
+would spill.
 The gradient, of 32 elements a thread, has two such sums, and those over positions, which it makes in shared memory.
 vlb_terms exact: the mass between two ends, exact in the tails, takes two Mills ratios (26), a logarithm (17) and two
 exponentials of full precision; inductor's is a difference of two erf, which keeps no digit in the tails. CUDA's tiles
