@@ -387,6 +387,32 @@ FD_DEVICE float across(float v, int distance) {
 #endif
 }
 
+template <int kDistance>
+FD_DEVICE float across(float v) {
+#ifdef __CUDACC__
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(v), "n"(kDistance));
+  return other;
+#else
+  return __shfl_xor_sync(0xffffffffu, v, kDistance);
+#endif
+}
+
+// K sums over K lanes, a power of two, to each lane one: the k-th to lane k of these.
+template <int K, int kDistance = 1>
+FD_DEVICE float sum_to_lanes(const float (&v)[K]) {
+  if constexpr (K == 1) {
+    return v[0];
+  } else {
+    const bool odd = threadIdx.x & kDistance;
+    float half[K / 2];
+#pragma unroll
+    for (int k = 0; k < K / 2; ++k)
+      half[k] = (odd ? v[2 * k + 1] : v[2 * k]) + across<kDistance>(odd ? v[2 * k] : v[2 * k + 1]);
+    return sum_to_lanes<K / 2, 2 * kDistance>(half);
+  }
+}
+
 // The warp's sum, in every lane.
 FD_DEVICE float warp_sum(float v) {
 #pragma unroll

@@ -26,6 +26,8 @@ struct Paging {
   int32_t chunks, tiles;     // of a tile's channels; of a sample
   int32_t threads;
   int32_t lanes_along, lanes_across;   // that add up a line, and an element of all lines; powers of two
+  float share;                         // of a channel in a mean over them: 1 / C
+  int32_t in_warps;                    // positions' sums are made by shuffles: a line is a power of two of threads
 };
 
 static inline int32_t lanes_for(const Paging& p, int64_t outputs) {
@@ -57,15 +59,23 @@ static inline Paging make_paging(int64_t C, int64_t S, int32_t layout, int size,
   if ((p.last ? C : S) % p.vector != 0) p.vector = 1;
   const int held = held_of(per_thread, p.vector);
   p.last ? page_positions(p, held) : page_channels(p, held, size);
+  p.share = 1.0f / float(C);
   p.chunks = int32_t(divide_up(C, p.channels)), p.tiles = int32_t(divide_up(S, p.span));
   p.threads = int32_t(round_up(p.rows * p.columns, kWarp));
   p.lanes_along = lanes_for(p, p.lines), p.lanes_across = lanes_for(p, p.width);
+  p.in_warps = p.last && (p.columns & (p.columns - 1)) == 0 && at_most(p.columns, kWarp) >= held;
   return p;
 }
 
 // Room for one addend a thread and line or a thread and element of a line, in rows of odd pitch.
 static inline int64_t entries_of(const Paging& p) {
   return at_least(int64_t(p.lines) * (p.columns | 1), int64_t(p.width) * (p.rows | 1));
+}
+
+// The same for the sums of positions alone.
+static inline int64_t pixel_entries_of(const Paging& p) {
+  if (p.in_warps) return int64_t(p.threads) / kWarp * (p.lines / p.rows);
+  return p.last ? int64_t(p.lines) * (p.columns | 1) : int64_t(p.width) * (p.rows | 1);
 }
 
 // This block's tile.
@@ -102,33 +112,35 @@ struct Page {
     return p.C - chunk * p.channels < p.channels ? p.C - chunk * p.channels : p.channels;
   }
 
-  // The thread's vectors in a chunk: the first one's offset, from one to the next, and how many there are.
+  // The thread's vectors in a chunk: the first one's offset, and from one to the next; and the lines from the first on.
   struct Part {
     int64_t first, apart;
-    int32_t count;
+    int32_t lines;
   };
 
   FD_MEMBER Part part(int chunk) const {
     const int lines = kLast ? positions() : channels(chunk), width = kLast ? channels(chunk) : positions();
-    const int left = exists && column * V < width ? lines - row : 0, c = chunk * p.channels;
-    const int64_t line = kLast ? p.C : p.S, from = kLast ? (first + row) * line + c : (c + row) * line + first;
-    return {b * p.C * p.S + from + column * V, p.rows * line,
-            left > 0 ? int32_t(uint32_t(left + p.rows - 1) / uint32_t(p.rows)) : 0};
+    const int c = chunk * p.channels;
+    const int64_t length = kLast ? p.C : p.S, line = kLast ? b * p.S + first + row : b * p.C + (c + row);
+    return {line * length + (kLast ? c + column * V : first + column * V), p.rows * length,
+            exists && column * V < width ? lines - row : 0};
   }
 
   // body(i, offset) for each of them. kAll: the thread has kHeld.
   template <bool kAll, class Body>
-  FD_MEMBER static void each(const Part& part, const Body& body) {
+  FD_MEMBER void each(const Part& part, const Body& body) const {
     FD_UNROLL
     for (int i = 0; i < kHeld; ++i)
-      if (kAll || i < part.count) body(i, part.first + i * part.apart);
+      if (kAll || i * p.rows < part.lines) body(i, part.first + i * part.apart);
   }
 
   // Whether a chunk's vectors are all there, and can be reached as such.
-  FD_MEMBER static bool is_plain(const Part& part, bool aligned) { return V > 1 && aligned && part.count == kHeld; }
+  FD_MEMBER bool is_plain(const Part& part, bool aligned) const {
+    return V > 1 && aligned && part.lines > (kHeld - 1) * p.rows;
+  }
 
   // 0 where there is nothing.
-  FD_MEMBER static void load(const Part& part, const void* data, bool aligned, Raw& raw) {
+  FD_MEMBER void load(const Part& part, const void* data, bool aligned, Raw& raw) const {
     const T* const from = static_cast<const T*>(data);
     if (is_plain(part, aligned)) {
       each<true>(part, [&](int i, int64_t offset) { raw[i] = load_words<T, V>(from + offset); });
@@ -165,8 +177,14 @@ struct Page {
     add_squares(v, sums);
   }
 
-  // A number of each of the thread's positions, from shared memory.
+  // A number of each of the thread's positions, from shared memory, where sum_pixels placed it.
   FD_MEMBER void take_pixels(Shared<float> numbers, float (&v)[kPixels]) const {
+    if (kLast && p.in_warps) {
+      const Shared<Vec<float, 4>> at = seen_as<Vec<float, 4>>(numbers + row * kPixels);
+      FD_UNROLL
+      for (int i = 0; i < kPixels; ++i) v[i] = Vec<float, 4>(at[i / 4]).at[i % 4];
+      return;
+    }
     Shared<float> at = numbers + (kLast ? row : column * V);
     const int apart = kLast ? afresh(p.rows) : 1;
     FD_UNROLL
@@ -183,10 +201,10 @@ struct Page {
   }
 
   // The thread's i-th vector, where it exists. plain: is_plain(part, aligned).
-  FD_MEMBER static void store(const Part& part, void* data, bool plain, bool aligned, int i, const float (&v)[V]) {
+  FD_MEMBER void store(const Part& part, void* data, bool plain, bool aligned, int i, const float (&v)[V]) const {
     T* const to = static_cast<T*>(data) + part.first + i * part.apart;
     if (plain) return store_floats(to, v);
-    if (i >= part.count) return;
+    if (i * p.rows >= part.lines) return;
     if (V == 1 || aligned) {
       store_floats(to, v);
     } else {
@@ -195,10 +213,32 @@ struct Page {
     }
   }
 
-  // emit(pixel, sum) of each position of a tile, from what the threads have of them. The whole block calls this, and
-  // has the sums after its next barrier.
+  // Of a tile that is in_warps: the sum of the thread's lane % kPixels-th position. The whole block calls this.
+  FD_MEMBER float sum_in_warps(const Pixels& mine, Shared<float> entries) const {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = int32_t(uint32_t(p.columns) / kWarp);
+    float sum = sum_to_lanes(mine[0]);
+    FD_UNROLL
+    for (int distance = kPixels; distance < kWarp; distance *= 2)
+      if (distance < p.columns) sum += across(sum, distance);
+    if (warps <= 1) return sum;
+    if (lane < kPixels) entries[warp * kPixels + lane] = sum;
+    __syncthreads();
+    Shared<float> at = entries + ((warp & -warps) * kPixels + lane % kPixels);
+    sum = at[0];
+    FD_ROLLED
+    for (int left = warps - 1; left > 0; --left) at = at + kPixels, sum += at[0];
+    return sum;
+  }
+
+  // emit(place, sum) of each position of a tile, from what the threads have of them; the places are its own in shared
+  // memory. The whole block calls this, and has the sums after its next barrier.
   template <class Emit>
   FD_MEMBER void sum_pixels(const Pixels& mine, Shared<float> entries, const Emit& emit) const {
+    if (kLast && p.in_warps) {
+      const float sum = sum_in_warps(mine, entries);
+      if (exists && column < kPixels) emit(row * kPixels + column, sum);
+      return;
+    }
     sum<1, kPixels>(kLast, mine, entries, [&](int i, const float (&sums)[1]) { emit(i, sums[0]); });
   }
 
@@ -250,13 +290,13 @@ FD_DEVICE float silu_of_exponent(float z) {
 }
 
 FD_DEVICE float slope_of_exponent(float z) {
-  const float gate = approximate_quotient(1.0f, 1.0f + exp2_of(z));
+  const float gate = approximate_reciprocal(1.0f + exp2_of(z));
   return gate * fmaf(z, fmaf(gate, kLn2, -kLn2), 1.0f);
 }
 
 // 1 / sqrt(mean of squares + eps) of a position; finite.
-FD_DEVICE float deviation_of(float squares, int32_t C, float eps) {
-  const float mean = fmaf(squares, reciprocal(float(C)), eps), least = 1.17549435e-38f;
+FD_DEVICE float deviation_of(float squares, float share, float eps) {
+  const float mean = fmaf(squares, share, eps), least = 1.17549435e-38f;
   return reciprocal_sqrt(mean < least ? least : mean);
 }
 
@@ -266,7 +306,7 @@ FD_DEVICE void load_terms(const P& p, const Paging& t, int64_t b, int chunk, int
                           Shared<float> terms) {
   FD_ROLLED
   for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
-    const int64_t c = int64_t(chunk) * t.channels + i;
+    const int c = chunk * t.channels + i;
     float gain = 0.0f, shift = 0.0f;
     if (i < channels) {
       gain = gain_of(p, b, c) * factor;

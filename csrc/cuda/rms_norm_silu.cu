@@ -37,15 +37,16 @@ struct Block {
 
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
-      const float found = deviation_of(squares, a.paging.C, a.eps);
+      const float found = deviation_of(squares, a.paging.share, a.eps);
       deviation[pixel] = found > a.most ? a.most : found;
     });
   }
 
-  FD_MEMBER void write(const Part& part, const Raw& raw) const {
+  // kUsual: there is an activation, and part is plain; of 32 bits registers do not suffice for two ways.
+  template <bool kUsual>
+  FD_MEMBER void write_as(const Part& part, const Raw& raw) const {
     float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
-    const bool silu = a.p.silu, plain = Page::is_plain(part, a.aligned);
-    if (!page.exists) return;
+    const bool silu = kUsual || a.p.silu, plain = kUsual || page.is_plain(part, a.aligned);
     page.take_pixels(deviation, r);
     if (kLast) page.take_terms(terms, 0, gain, shift);
     FD_UNROLL
@@ -61,6 +62,12 @@ struct Block {
       }
       page.store(part, a.p.y, plain, a.aligned, i, y);
     }
+  }
+
+  FD_MEMBER void write(const Part& part, const Raw& raw) const {
+    if (!page.exists) return;
+    if (kLast && sizeof(T) == 2 && a.p.silu && page.is_plain(part, a.aligned)) write_as<true>(part, raw);
+    else write_as<false>(part, raw);
   }
 };
 
@@ -108,7 +115,7 @@ Status rms_norm_silu(const RmsNormSiluParams& p, Place place) {
     const Paging t = make_paging(p.C, p.S, p.layout, sizeof(T), kPerThread);
     const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 16 == 0;
     const Forward a = {p, t, aligned, float(p.eps), float(p.most)};
-    const size_t shared = sizeof(float) * (2 * t.channels + t.span + entries_of(t));
+    const size_t shared = sizeof(float) * (2 * t.channels + t.span + pixel_entries_of(t));
     return launch(kernel_for<T>(t), static_cast<unsigned>(p.B * t.tiles), t.threads, shared, place, a);
   });
 }

@@ -57,37 +57,50 @@ struct Block {
 
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
     page.sum_pixels(sums, entries, [&](int pixel, float squares) {
-      const float found = deviation_of(squares, a.paging.C, a.eps);
+      const float found = deviation_of(squares, a.paging.share, a.eps);
       const bool limited = found >= a.most;
       deviation[pixel] = limited ? a.most : found;
-      share[pixel] = limited ? 0.0f : reciprocal(float(a.paging.C));
+      share[pixel] = limited ? 0.0f : a.paging.share;
     });
   }
 
-  // x becomes n and grad_y dh, 0 where there is nothing; gain dh n, times `factor`, is added to products.
-  FD_MEMBER void differentiate(Values& n, Values& dh, typename Page::Pixels& products) const {
-    float r[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
-    const bool silu = a.p.silu;
+  // x becomes n and grad_y dh, 0 where there is nothing.
+  FD_MEMBER void differentiate(Values& n, Values& dh) const {
+    float r[Page::kPixels];
     if (!page.exists) return;
     page.take_pixels(deviation, r);
+    if (a.p.silu) differentiate_as<true>(r, n, dh);
+    else differentiate_as<false>(r, n, dh);
+  }
+
+  template <bool kSilu>
+  FD_MEMBER void differentiate_as(const float (&r)[Page::kPixels], Values& n, Values& dh) const {
+    float gain[Page::kTerms], shift[Page::kTerms];
+    if (kLast && kSilu) page.take_terms(terms, 0, gain, shift);
+    FD_UNROLL
+    for (int i = 0; i < Page::kHeld; ++i) {
+      if (!kLast && kSilu) page.take_terms(terms, i, gain, shift);
+      FD_UNROLL
+      for (int j = 0; j < V; ++j) {
+        n[i][j] *= r[Page::pixel(i, j)];
+        if (kSilu) dh[i][j] *= slope_of_exponent(fmaf(n[i][j], gain[kLast ? j : 0], shift[kLast ? j : 0]));
+      }
+    }
+  }
+
+  // dh becomes gain dh, and gain dh n is added to products; both times `factor`.
+  FD_MEMBER void weigh(const Values& n, Values& dh, typename Page::Pixels& products) const {
+    if (!page.exists) return;
+    float gain[Page::kTerms], shift[Page::kTerms];
     if (kLast) page.take_terms(terms, 0, gain, shift);
     FD_UNROLL
     for (int i = 0; i < Page::kHeld; ++i) {
       if (!kLast) page.take_terms(terms, i, gain, shift);
-      float z[V];
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) {
-        n[i][j] *= r[Page::pixel(i, j)];
-        z[j] = fmaf(n[i][j], gain[kLast ? j : 0], shift[kLast ? j : 0]);
-      }
-      if (silu) {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_exponent(z[j]);
-      }
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
         float& sum = products[0][Page::pixel(i, j)];
-        sum = fmaf(gain[kLast ? j : 0] * dh[i][j], n[i][j], sum);
+        dh[i][j] *= gain[kLast ? j : 0];
+        sum = fmaf(dh[i][j], n[i][j], sum);
       }
     }
   }
@@ -116,24 +129,32 @@ struct Block {
     __syncthreads();
   }
 
+  // Of what weigh makes of dh. Of 32 bits, channels last, registers do not suffice for two ways.
+  static constexpr bool kMayTell = sizeof(T) == 2 || !kLast;
+
   FD_MEMBER void write(const Part& part, const Values& n, const Values& dh) const {
     if (!page.exists) return;
     const float back = a.p.silu ? -kLn2 : 1.0f;     // 1 / factor
-    float r[Page::kPixels], mean[Page::kPixels], gain[Page::kTerms], shift[Page::kTerms];
+    float r[Page::kPixels], mean[Page::kPixels];
     page.take_pixels(deviation, r);
     page.take_pixels(share, mean);
     FD_UNROLL
     for (int i = 0; i < Page::kPixels; ++i) r[i] *= back, mean[i] = -mean[i];
-    const bool plain = Page::is_plain(part, a.aligned);
-    if (kLast) page.take_terms(terms, 0, gain, shift);
+    if (kMayTell && page.is_plain(part, a.aligned)) write_as<true>(part, r, mean, n, dh);
+    else write_as<false>(part, r, mean, n, dh);
+  }
+
+  template <bool kPlain>
+  FD_MEMBER void write_as(const Part& part, const float (&r)[Page::kPixels], const float (&mean)[Page::kPixels],
+                          const Values& n, const Values& dh) const {
+    const bool plain = kPlain || page.is_plain(part, a.aligned);
     FD_UNROLL
     for (int i = 0; i < Page::kHeld; ++i) {
-      if (!kLast) page.take_terms(terms, i, gain, shift);
       float grad_x[V];
       FD_UNROLL
       for (int j = 0; j < V; ++j) {
         const int pixel = Page::pixel(i, j);
-        grad_x[j] = r[pixel] * fmaf(gain[kLast ? j : 0], dh[i][j], n[i][j] * mean[pixel]);
+        grad_x[j] = r[pixel] * fmaf(n[i][j], mean[pixel], dh[i][j]);
       }
       page.store(part, a.p.grad_x, plain, a.aligned, i, grad_x);
     }
@@ -165,8 +186,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_backward_kernel(
       block.take_terms(chunk);
       __syncthreads();
     }
-    block.differentiate(n, dh, products);
+    block.differentiate(n, dh);
     if (a.has_sums) block.put_channels(chunk, n, dh);
+    block.weigh(n, dh, products);
   }
   if (!a.p.grad_x) return;
   block.put_means(products);
@@ -177,7 +199,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_backward_kernel(
       __syncthreads();
       block.take_terms(chunk);
       __syncthreads();
-      block.differentiate(n, dh, again);
+      block.differentiate(n, dh);
+      block.weigh(n, dh, again);
     }
     block.write(part, n, dh);
   }

@@ -125,25 +125,6 @@ FD_DEVICE void fill_zeros(float (&v)[N]) {
   for (int j = 0; j < N; ++j) v[j] = zero;
 }
 
-// The thread's elements of a tensor's sample at p.
-template <class T, int N>
-FD_DEVICE void load_tile(const Tile& tile, const T* p, const Strides& strides, float (&v)[N]) {
-  const bool runs = has_runs(strides);
-  if (tile.has<N>(runs)) load_vector(tile, p + tile_offset<N>(tile, strides), v);
-  else fill_zeros(v);                             // what does not exist is exchanged as well
-  if (runs != tile.runs) exchange(tile, runs, v);
-}
-
-template <class T, int N>
-FD_DEVICE void store_tile(const Tile& tile, T* p, const Strides& strides, const float (&v)[N]) {
-  const bool runs = has_runs(strides);
-  float mine[N];
-  FD_UNROLL
-  for (int j = 0; j < N; ++j) mine[j] = v[j];
-  if (runs != tile.runs) exchange(tile, tile.runs, mine);
-  if (tile.has<N>(runs)) store_vector(tile, p + tile_offset<N>(tile, strides), mine);
-}
-
 // A tile of a tensor [B, 2C, S], channels last, as it lies there: of two halves, C channels each.
 constexpr int kPairVector = 16;       // bytes of an access
 
@@ -248,27 +229,6 @@ FD_DEVICE Stretch find_stretch(const Tile& tile, int begin, int64_t W) {
   return {begin, length, length, first + W - length - 2 * column};
 }
 
-// Puts a stretch into shared memory, mirrored, by vectors of what lies side by side in the sample at p.
-template <int N, class T>
-FD_DEVICE void load_stretch(const Tile& tile, const Stretch& part, const T* p, const Strides& strides) {
-  const Shared<float> memory = tile_memory();
-  const int C = tile.C, per_pixel = has_runs(strides) ? C : 1, n = part.count * per_pixel;
-  p += part.from * strides.pixel;
-  const int skipped = int(uint64_t(part.from * strides.pixel) % N), vectors = (skipped + n + N - 1) / N;
-  for (int i = tile.thread(); i < vectors * (C / per_pixel); i += blockDim.x) {
-    const int plane = i / vectors, e = (i - plane * vectors) * N - skipped;
-    float v[N];
-    load_vector(tile, p + plane * strides.channel + e, v);
-    FD_UNROLL
-    for (int j = 0; j < N; ++j) {
-      if (uint32_t(e + j) >= uint32_t(n)) continue;
-      const int pixel = (e + j) / per_pixel, c = plane + e + j - pixel * per_pixel, line = pixel / part.length;
-      const int s = part.begin + (2 * line + 1) * part.length - 1 - pixel;
-      memory[tile_place(s * C + c)] = v[j];
-    }
-  }
-}
-
 // Takes the thread's elements of the tile with each line of `length` pixels mirrored.
 template <int N>
 FD_DEVICE void take_mirrored(const Tile& tile, int length, float (&v)[N]) {
@@ -288,31 +248,6 @@ FD_DEVICE void take_mirrored(const Tile& tile, int length, float (&v)[N]) {
     at -= C;
     if (++column == length) column = 0, at += 2 * length * C;
   }
-}
-
-// The thread's elements of the sample at p with each line of W pixels mirrored.
-template <class T, int N>
-FD_DEVICE void load_mirrored_tile(const Tile& tile, const T* p, const Strides& strides, int64_t W, float (&v)[N]) {
-  const bool exists = tile.has<N>(tile.runs), runs = has_runs(strides);
-  const int length = tile.pixels < W ? tile.pixels : int(W);
-  if (int(W) % length == 0 && tile.pixels % length == 0) {  // lines, or a part of one, whose mirror image is another
-    const int64_t column = length == W ? 0 : tile.first - divide(tile.first, W) * W, from = W - length - 2 * column;
-    fill_zeros(v);
-    if (tile.has<N>(runs)) load_vector(tile, p + from * strides.pixel + tile_offset<N>(tile, strides), v);
-    __syncthreads();
-    put_elements(tile, runs, v);
-    __syncthreads();
-    return exists ? take_mirrored(tile, length, v) : fill_zeros(v);
-  }
-  __syncthreads();
-  for (int begin = 0; begin < tile.pixels;) {
-    const Stretch part = find_stretch(tile, begin, W);
-    load_stretch<N>(tile, part, p, strides);
-    begin += part.count;
-  }
-  __syncthreads();
-  if (exists) take_elements(tile, tile.runs, v);
-  else fill_zeros(v);
 }
 
 }  // namespace cuda

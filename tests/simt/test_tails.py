@@ -84,10 +84,15 @@ def test_activations_that_no_vector_reaches(dtype):
     assert same_bits(*alone)
 
 
-def apart(tensor):
-    """The same numbers one element on, in the same layout."""
-    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
-    return room.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+def apart(tensor, elements=1):
+    """The same numbers so many elements on, in the same layout."""
+    room = torch.empty(tensor.numel() + elements, dtype=tensor.dtype)
+    return room.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
+
+
+def a_quad_apart(tensor):
+    """Where quads of 16 bits can be reached, and the 16 bytes of a pair's vectors cannot."""
+    return apart(tensor, 4)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
@@ -119,6 +124,7 @@ def test_losses_of_tensors_that_no_vector_reaches(memory_format, dtype, channels
         run(*map(apart, (x_start, x_t, output)), apart),
         run(apart(x_start), x_t, output, torch.clone),
         run(x_start, x_t, output, apart),
+        run(x_start, x_t, a_quad_apart(output), a_quad_apart),
     ):
         assert all(same_bits(a, b) for a, b in zip(plain, moved, strict=True))
 

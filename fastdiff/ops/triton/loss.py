@@ -76,17 +76,18 @@ def run_sums(kernel, images, draws, unit, out, t, weight, sample_weight, T, x_st
                          STEP=min(CHUNKS, triton.next_power_of_2(chunks)))
 
 
-def run_gradient(kernel, images, draws, x_start, **arguments):
+def run_gradient(kernel, images, draws, x_start, lanes=1, **arguments):
+    """lanes: of plan_tiles."""
     if x_start.numel() == 0:
         return
-    tiles, options = arrange(images, draws, x_start, arguments)
+    tiles, options = arrange(images, draws, x_start, arguments, lanes)
     with device_of(x_start):
         kernel[tiles.grid](x_start=x_start, **arguments, **options, **tiles.arguments)
 
 
-def arrange(images, draws, x_start, arguments):
+def arrange(images, draws, x_start, arguments, lanes=1):
     """Tiles, and what else both kernels are told."""
     layouts = {name: channels_last(image) for name, image in images.items()}
     learned = arguments["model_output"].shape[1] != x_start.shape[1]
     W = x_start.shape[-1] if x_start.dim() > 2 else 1
-    return plan_tiles(x_start, any(layouts.values()), draws), layouts | dict(LEARNED=learned, W=W)
+    return plan_tiles(x_start, any(layouts.values()), draws, lanes=lanes), layouts | dict(LEARNED=learned, W=W)

@@ -241,7 +241,8 @@ def reverse_step(x, model_output, rows, row, out, model_input, history, noise, r
         scattered = told_apart and can_scatter(out, draws)
         if scattered or not told_apart:  # then memory's order is that of a contiguous tensor, but for pairs of channels
             layouts = dict.fromkeys(layouts, False) | dict(MODEL_LAST=learned)
-    tiles = plan_tiles(out, any(layouts.values()), draws, scattered, light=not draws)
+    mixed = any(layouts.values())
+    tiles = plan_tiles(out, mixed, draws, scattered, lanes=1 if draws or mixed else 1 / 2)
     with device_of(out):
         reverse_step_kernel[tiles.grid](
             x, out, noise, extra, known, known_noise, mask, history, model_output, model_input, gain, bound, shrink,

@@ -39,14 +39,14 @@ def device_of(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def plan_tiles(image, any_channels_last, draws, scattered=False, light=False):
+def plan_tiles(image, any_channels_last, draws, scattered=False, lanes=1):
     """Tiles for a [B, C, *] image.
 
     Flat: a run of the logical index, contiguous in channels_first. Otherwise [channels, positions], so that both
     layouts are read in whole sectors; a Philox block must not straddle two channels then. Packed: few channels that are
     no power of two, of several stretches of positions after each other, so that no row is without a channel.
     scattered: a run of the memory's order, channels last; Philox blocks as in a tile of the same elements.
-    light: little is done with an element, so that a lane has twice as many.
+    lanes: 1/2 where little is done with an element, so that a lane has twice as many; 2 where much is.
     """
     B, C = image.shape[:2]
     S = image[0, 0].numel()
@@ -62,7 +62,7 @@ def plan_tiles(image, any_channels_last, draws, scattered=False, light=False):
     full = tiles * rows * columns == C * S
     return Tiles((B * tiles,), dict(C=C, S=S, N=C * S, tiles=tiles, ORDER=order.value, FULL=full, ROWS=rows,
                                     COLUMNS=columns, INDEX=index_dtype(2 * C * S),
-                                    num_warps=sizes.warps(rows * columns // (2 if light else 1))))
+                                    num_warps=sizes.warps(int(rows * columns * lanes))))
 
 
 def can_scatter(image, draws):

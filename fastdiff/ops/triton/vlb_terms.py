@@ -8,7 +8,7 @@ import triton.language as tl
 from .likelihood import bin_mass, exp_minus_one, limited
 from .loss import factor, run_gradient, run_sums, start, total
 from .reverse_step import exp
-from .tiles import locate, offsets, read, write
+from .tiles import channels_last, locate, offsets, read, write
 
 # Columns of the table: enum VlbColumn of csrc/params.h.
 P_X, P_M, R_0, R_X, RAW, L_0, L_1, L_Q, COLUMNS_OF_TABLE = (tl.constexpr(column) for column in range(9))
@@ -122,7 +122,7 @@ def vlb_terms_backward(grad_terms, model_output, x_start, x_t, t, table, flip, w
     """Fills grad, like model_output."""
     images = dict(MODEL_LAST=model_output, X_START_LAST=x_start, X_T_LAST=x_t)
     run_gradient(
-        vlb_terms_backward_kernel, images, False, x_start, grad_terms=grad_terms, model_output=model_output, x_t=x_t,
-        t=t, table=table, flip=flip, weight=weight, sample_weight=sample_weight, grad=grad, T=len(table), bound=bound,
-        EXACT=exact, DETACHED=detach_mean,
+        vlb_terms_backward_kernel, images, False, x_start, 2 if exact and channels_last(model_output) else 1,
+        grad_terms=grad_terms, model_output=model_output, x_t=x_t, t=t, table=table, flip=flip, weight=weight,
+        sample_weight=sample_weight, grad=grad, T=len(table), bound=bound, EXACT=exact, DETACHED=detach_mean,
     )  # fmt: skip
