@@ -270,6 +270,15 @@ def test_each_source_has_its_optimisation(build, tmp_path):
     assert {path.stem for path in (ROOT / "csrc").rglob("*.cpp")} >= set(build.OPTIMISATION)
 
 
+def test_the_oldest_processors_get_the_quickest_build(build, tmp_path):
+    write(tmp_path, {"csrc/cpu/group_norm_silu.cpp": ""})
+    native = build.NinjaFile(tmp_path, build.Cxx(command="c++", version="1", machine="x86_64", openmp=True), None)
+    native.write()
+    rules = (tmp_path / native.path).read_text().replace("$\n", "")
+    last = {level: flags.split()[-1] for flags, level in re.findall(r"flags = (.*-DFD_LEVEL=(\w+).*)", rules)}
+    assert [level for level, flag in last.items() if flag == "-O2"] == ["baseline"]
+
+
 def test_no_compiler(build):
     with pytest.raises(build.Missing, match=r"no C\+\+ compiler: CXX is not set, and PATH has no"):
         build.find_cxx({"PATH": ""})

@@ -4,7 +4,6 @@
 // A warp keeps to one sample, and with tiles a block, so whatever depends on the sample alone is uniform over it.
 #pragma once
 #include <initializer_list>
-#include <type_traits>
 
 #include "../philox.h"
 #include "tile.cuh"
@@ -213,38 +212,21 @@ FD_DEVICE Typed<T> typed(T* data) {
 
 // Of a dtype that the kernel was not compiled for: f32, f16 or bf16, or kBytes u8. Wide quads are never of f32. Only
 // accesses differ by dtype: what is around them, exchanges above all, is compiled once.
-template <int N, bool kBytes = false, class Memory = const char>
+template <int N, bool kBytes = false>
 struct Untyped {
-  Memory* data;
+  const void* data;
   int32_t dtype;
-  int64_t first;
-
-  template <class T, class Use>
-  FD_MEMBER void with(const Use& use) const {
-    if constexpr (std::is_const_v<Memory>) use(reinterpret_cast<const T*>(data) + first);
-    else use(reinterpret_cast<T*>(data) + first);
-  }
 
   template <class Use>
   FD_MEMBER void with(const Use& use) const {
     if constexpr (kBytes)
-      if (dtype == kU8) return with<uint8_t>(use);
+      if (dtype == kU8) return use(static_cast<const uint8_t*>(data));
     if constexpr (N == kQuad)
-      if (dtype == kF32) return with<float>(use);
-    if (dtype == kF16) with<half_t>(use);
-    else with<bfloat16_t>(use);
+      if (dtype == kF32) return use(static_cast<const float*>(data));
+    if (dtype == kF16) use(static_cast<const half_t*>(data));
+    else use(static_cast<const bfloat16_t*>(data));
   }
 };
-
-template <int N>
-FD_DEVICE Untyped<N> source_of(const void* data, int32_t dtype, int64_t first = 0) {
-  return {static_cast<const char*>(data), dtype, first};
-}
-
-template <int N>
-FD_DEVICE Untyped<N, false, char> target_of(void* data, int32_t dtype) {
-  return {static_cast<char*>(data), dtype, 0};
-}
 
 template <class T, int N>
 FD_DEVICE void load_elements(const T* p, const Offsets& offsets, int count, float (&v)[N]) {
@@ -284,34 +266,28 @@ FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q
   load_quad<kAccess>(typed(static_cast<const T*>(data)), strides, q, v);
 }
 
-template <int kAccess, class Target, int N>
-FD_DEVICE void store_quad(const Target& target, const Strides& strides, const Quad& q, const float (&v)[N]) {
+template <int kAccess, class T, int N>
+FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
+  T* const p = static_cast<T*>(data);
   if constexpr (kAccess == kTiles) {
     const bool runs = has_runs(strides);
-    const int64_t at = q.b * strides.sample + tile_offset<N>(q.tile, strides);
+    T* const to = p + q.b * strides.sample + tile_offset<N>(q.tile, strides);
     float mine[N];
     FD_UNROLL
     for (int j = 0; j < N; ++j) mine[j] = v[j];
     if (runs != q.tile.runs) exchange(q.tile, q.tile.runs, mine);
-    if (q.tile.has<N>(runs)) target.with([&](auto* p) { store_vector(q.tile, p + at, mine); });
+    if (q.tile.has<N>(runs)) store_vector(q.tile, to, mine);
   } else if constexpr (kAccess == kVectors) {
-    const int64_t at = vector_offset(strides, q);
-    target.with([&](auto* p) { store_floats(p + at, v); });
+    store_floats(p + vector_offset(strides, q), v);
   } else {
-    const Offsets offsets = offsets_of(strides, q);
-    target.with([&](auto* p) { store_elements(p, offsets, q.count, v); });
+    store_elements(p, offsets_of(strides, q), q.count, v);
   }
-}
-
-template <int kAccess, class T, int N>
-FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
-  store_quad<kAccess>(typed(static_cast<T*>(data)), strides, q, v);
 }
 
 // The same with a dtype that the kernel was not compiled for.
 template <int kAccess, int N>
 FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
-  load_quad<kAccess>(source_of<N>(data, dtype), strides, q, v);
+  load_quad<kAccess>(Untyped<N>{data, dtype}, strides, q, v);
 }
 
 // The quad's normals.

@@ -182,21 +182,24 @@ struct Step {
   }
 
   // The network's output, from first_channel on, of the sample or of its conditional half.
+  template <class Model>
   FD_MEMBER Values load_model(bool conditional, int64_t first_channel) const {
-    const int64_t b = quads[0].b + (conditional ? a.walk.B : 0), first = first_channel * a.model.channel;
-    Untyped<N> source = source_of<N>(a.p.model_output, a.p.model_dtype, first);
-    if (kAccess != kVectors)
-      return each([&](int k, float (&v)[N]) {
-        Quad q = quads[k];
-        q.b = b;
-        load_quad<kAccess>(source, a.model, q, v);
-      });
-    source.first += b * a.model.sample + quads[0].first;
-    Values values;
-    source.with([&](auto* p) {
-      values = each([&](int k, float (&v)[N]) { load_floats(p + (k ? quads[k].first - quads[0].first : 0), v); });
+    const Model* const p = static_cast<const Model*>(a.p.model_output) + first_channel * a.model.channel;
+    const int64_t b = quads[0].b + (conditional ? a.walk.B : 0);
+    const Model* const first = p + b * a.model.sample + quads[0].first;
+    return each([&](int k, float (&v)[N]) {
+      if (kAccess == kVectors) return load_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
+      Quad q = quads[k];
+      q.b = b;
+      load_quad<kAccess, Model>(p, a.model, q, v);
     });
-    return values;
+  }
+
+  FD_MEMBER Values load_model(bool conditional, int64_t first_channel) const {
+    if constexpr (N == kQuad)
+      if (a.p.model_dtype == kF32) return load_model<float>(conditional, first_channel);
+    if (a.p.model_dtype == kF16) return load_model<half_t>(conditional, first_channel);
+    return load_model<bfloat16_t>(conditional, first_channel);
   }
 
   // The network's output, guided and scaled; of pairs the raw variance as well.
@@ -330,20 +333,15 @@ struct Step {
     return y;
   }
 
-  // To the network's input, of sample b in the batch of all parts.
+  template <class Input>
   FD_MEMBER void store_input(int64_t b, const Values& values) const {
-    Untyped<N, false, char> target = target_of<N>(a.p.model_input, a.p.input_dtype);
-    if (kAccess != kVectors)
-      return put(values, [&](int k, const float (&v)[N]) {
-        Quad q = quads[k];
-        q.b = b;
-        store_quad<kAccess>(target, a.input, q, v);
-      });
-    target.first = b * a.input.sample + quads[0].first;
-    target.with([&](auto* p) {
-      put(values, [&](int k, const float (&v)[N]) {
-        if (stores(k)) store_floats(p + (k ? quads[k].first - quads[0].first : 0), v);
-      });
+    Input* const p = static_cast<Input*>(a.p.model_input);
+    Input* const first = p + b * a.input.sample + quads[0].first;
+    put(values, [&](int k, const float (&v)[N]) {
+      Quad q = quads[k];
+      q.b = b;
+      if (kAccess != kVectors) store_quad<kAccess, Input>(p, a.input, q, v);
+      else if (stores(k)) store_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
     });
   }
 
@@ -354,7 +352,9 @@ struct Step {
     int left = a.p.input_copies;
     FD_ROLLED
     do {
-      store_input(b, scaled);
+      if (a.p.input_dtype == kF16) store_input<half_t>(b, scaled);
+      else if (a.p.input_dtype == kBF16) store_input<bfloat16_t>(b, scaled);
+      else if constexpr (N == kQuad) store_input<float>(b, scaled);
       b += a.walk.B;
     } while (--left > 0);
   }

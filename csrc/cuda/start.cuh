@@ -108,7 +108,7 @@ FD_DEVICE void load_start(const Source& source, const Arguments& a, const Quad& 
 // x_start as x0, read from the mirrored column where the sample is flipped.
 template <int kAccess, class Arguments, int N>
 FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
-  const Untyped<N, true> source = {static_cast<const char*>(a.p.x_start), a.p.x_start_dtype, 0};
+  const Untyped<N, true> source = {a.p.x_start, a.p.x_start_dtype};
   // Vectors are found and read in few instructions, which ask for the dtype once.
   if (kAccess == kVectors) source.with([&](auto* p) { load_start<kAccess>(typed(p), a, q, x0); });
   else load_start<kAccess>(source, a, q, x0);

@@ -12,10 +12,6 @@ typedef VlbTerm<float> Terms[kQuad];
 
 constexpr double kBitsPerNat = 1.4426950408889634074;
 
-// Of sums, that a multiprocessor has at least, which bounds a thread's registers; 0: as it comes.
-template <int kAccess>
-constexpr int kBlocks = kAccess == kTiles ? 5 : 0;
-
 // The row of the sample's t, NaN where there is none; the variance is NaN where the row asks for one that is not there.
 FD_DEVICE Setting read_setting(const VlbTermsParams& p, int64_t b) {
   const int64_t t = load(p.t + b);
@@ -42,7 +38,7 @@ FD_DEVICE void terms(const VlbTerms& a, const Setting& s, const Quad& q, Terms& 
 }
 
 template <class T, int kAccess>
-__global__ void __launch_bounds__(kBlock, kBlocks<kAccess>) vlb_terms_kernel(const VlbTerms a) {
+__global__ void __launch_bounds__(kBlock) vlb_terms_kernel(const VlbTerms a) {
   const Setting s = read_setting(a.p, blockIdx.x / a.chunks);
   float sum = 0;
   each_quad<kAccess>(a, [&](const Quad& q) {

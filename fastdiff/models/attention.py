@@ -27,14 +27,13 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, C, H, W = x.shape
-        h = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view of a channels_last tensor
-        q, k, v = split_heads(fused.linear(self.qkv, h), self.heads, self.order)  # [B, heads, H * W, head width] each
+        h = fused.linear(self.qkv, self.norm(x).permute(0, 2, 3, 1))  # of [B, H, W, C], which lies so
+        q, k, v = split_heads(h.reshape(B, H * W, 3 * self.inner), self.heads, self.order)
         if self.memory is not None:
             k, v = (torch.cat([m.expand(B, -1, -1, -1), z], dim=2) for m, z in zip(self.memory, (k, v), strict=True))
-        h = F.scaled_dot_product_attention(q, k, v)
-        pixels = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        h = fused.linear(self.out, h.transpose(1, 2).reshape(B, H * W, self.inner), pixels)
-        return h.reshape(B, H, W, C).permute(0, 3, 1, 2)
+        h = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H * W, head width] each
+        h = h.transpose(1, 2).reshape(B, H, W, self.inner)
+        return fused.linear(self.out, h, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class LinearAttention(nn.Module):
@@ -71,6 +70,7 @@ class LinearAttention(nn.Module):
 
 def split_heads(qkv, heads, order):
     """qkv [B, N, 3 * inner] as q, k, v, [B, heads, N, head width] each, without a copy."""
+    B, N, width = qkv.shape
     if order == "qkv":
-        return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return qkv.unflatten(2, (heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        return qkv.view(B, N, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4).unbind()
+    return qkv.view(B, N, heads, 3, width // (3 * heads)).permute(3, 0, 2, 1, 4).unbind()

@@ -21,6 +21,7 @@ from .norms import GroupNormSiLU
 _HOOKS = torch.nn.modules.module
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()  # torch.compile cannot trace the question
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+_PLAIN = frozenset({torch.Tensor, nn.Parameter})
 _settled = ContextVar("fastdiff_inference", default=None)  # the dtype in which a whole forward pass is `inference`
 
 
@@ -107,15 +108,13 @@ def product(module, x, residual=None, kind=nn.Conv2d):
 
 
 def linear(module, h, residual=None):
-    """residual + module(h), a linear layer of h [..., C], in the same way where that applies."""
+    """residual + module(h), a linear layer of h [B, C] or [B, H, W, C], in the same way where that applies."""
     if type(module) is nn.Linear and _free(module, h):
         if _quick():
             return native_convolution.linear(h, *_parameters(module), residual)
-        if _onednn(module, h) and h.dim() == 3:
-            image = h.unsqueeze(2).permute(0, 3, 1, 2)  # [B, C, N, 1], channels last
-            weight = module.weight[:, :, None, None]
-            y = torch.mkldnn_convolution(image, weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
-            y = y.permute(0, 2, 3, 1).flatten(1, 2)
+        if _onednn(module, h) and h.dim() == 4:
+            image, weight = h.permute(0, 3, 1, 2), module.weight[:, :, None, None]  # channels last
+            y = torch.mkldnn_convolution(image, weight, module.bias, (0, 0), (1, 1), (1, 1), 1).permute(0, 2, 3, 1)
             return y if residual is None else residual + y
     return module(h) if residual is None else residual + module(h)
 
@@ -196,8 +195,8 @@ def takes(weight, x):
 
 
 def _is_known(weight, x):
-    """An ordinary tensor, float32 or of x's dtype."""
-    return _dispatch.eager(weight) and weight is not None and weight.dtype in (torch.float32, x.dtype)
+    """An ordinary tensor, float32 or of x's dtype: for x `inference` holds."""
+    return type(weight) in _PLAIN and (weight.dtype is torch.float32 or weight.dtype is x.dtype)
 
 
 def _parameters(module):

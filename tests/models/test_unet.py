@@ -101,9 +101,11 @@ def test_channels_last_throughout(backend, channels, memory_format, training):
     seen = []
 
     def look(module, arguments, output):
+        linear = isinstance(module, torch.nn.Linear)  # of [B, H, W, C]
+        memory_format = torch.contiguous_format if linear else torch.channels_last
         for tensor in (*arguments, output):
             if isinstance(tensor, torch.Tensor) and tensor.dim() == 4 and tensor.shape[1] > 1:
-                seen.append((type(module).__name__, tensor.is_contiguous(memory_format=torch.channels_last)))
+                seen.append((type(module).__name__, tensor.is_contiguous(memory_format=memory_format)))
 
     for module in model.modules():
         if module is not model:
