@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Linear(inner, channels))
 
     def forward(self, x):
-        B, C, H, W = x.shape
+        B, _, H, W = x.shape
         h = fused.linear(self.qkv, self.norm(x).permute(0, 2, 3, 1))  # of [B, H, W, C], which lies so
         q, k, v = split_heads(h.reshape(B, H * W, 3 * self.inner), self.heads, self.order)
         if self.memory is not None:
