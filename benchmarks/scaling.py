@@ -108,8 +108,9 @@ def plot(found, path):
         time_ax.loglog(values, ideal, "--", label=f"~ {name}^{power}")
         time_ax.set(title=name, ylabel="seconds a run", ylim=(min(taken + ideal) / 2, 2 * max(taken + ideal)))
         time_ax.legend()
-        memory_ax.semilogx(values, [row["held_bytes"] / 2**20 for row in rows], "o-")
-        memory_ax.set(xlabel=name, ylabel="MiB held at most", ylim=(0, None))
+        held = [row["held_bytes"] / 2**20 for row in rows]
+        memory_ax.semilogx(values, held, "o-")
+        memory_ax.set(xlabel=name, ylabel="MiB held at most", ylim=(0, 1.1 * max(held)))
         for ax in (time_ax, memory_ax):
             ax.set_xticks(values, [str(value) for value in values], minor=False)
             ax.minorticks_off()

@@ -44,14 +44,17 @@ def chart(cases, machine, path):
         return
     means = {}
     for (case, threads, provider), ratio in relative(cases).items():
-        means.setdefault((f"{case.split(' [')[0]}, {threads} thr.", provider), []).append(ratio)
+        if not provider.startswith("fastdiff"):  # itself, otherwise
+            means.setdefault((f"{case.split(' [')[0].rstrip(',')}, {threads} thr.", provider), []).append(ratio)
     labels = [f"{name} / {provider}" for name, provider in sorted(means)]
     figure = Figure(figsize=(9, 1.5 + 0.25 * len(labels)), layout="constrained")
     axes = figure.subplots()
     axes.barh(labels, [geometric_mean(means[key]) for key in sorted(means)])
     axes.axvline(1, color="black", linewidth=1)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as the provider")
+    axes.set(xscale="log", xlabel="times as fast as the provider", ylim=(len(labels) - 0.4, -0.6))
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.grid(axis="x", alpha=0.4)
     axes.set_title(machine, fontsize=9)
     figure.savefig(path, dpi=120)
 
