@@ -387,6 +387,7 @@ FD_DEVICE float across(float v, int distance) {
 #endif
 }
 
+// The same with the distance in the instruction, which saves the one that puts it into a register.
 template <int kDistance>
 FD_DEVICE float across(float v) {
 #ifdef __CUDACC__

@@ -56,7 +56,9 @@ def _conforms(x, weight, bias, add, residual, groups, norm_weight, norm_bias, ep
     if groups is not None:
         if C % groups or norm_weight.dtype not in (torch.float32, dtype):
             return False
-        each += "norm_weight", norm_weight, (C,), norm_weight.dtype, "norm_bias", norm_bias, (C,), norm_weight.dtype
+        each += "norm_weight", norm_weight, (C,), norm_weight.dtype
+        if norm_bias is not None:
+            each += "norm_bias", norm_bias, (C,), norm_weight.dtype
     if scale is not None:
         each += "scale", scale, (B, C), dtype, "shift", shift, (B, C), dtype
     return _check.conforms(x.device, *each)

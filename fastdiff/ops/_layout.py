@@ -38,11 +38,12 @@ def empty(shape, last, dtype, device):
     """A new [B, C, *] tensor in the layout asked for."""
     if not last:
         return torch.empty(shape, dtype=dtype, device=device)
-    if len(shape) == 4:  # the usual ones in a third of the time
-        _, C, H, W = shape
-        return torch.empty_strided(shape, (C * H * W, 1, W * C, C), dtype=dtype, device=device)
-    B, C, *spatial = shape
-    return torch.empty((B, *spatial, C), dtype=dtype, device=device).movedim(-1, 1)
+    _, stride, *spatial = shape
+    strides = []
+    for size in reversed(spatial):
+        strides.append(stride)
+        stride *= size
+    return torch.empty_strided(shape, (stride, 1, *reversed(strides)), dtype=dtype, device=device)
 
 
 def empty_as(source, last, dtype):

@@ -86,7 +86,7 @@ def _check_conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bia
     each = _parameter("weight", weight, (O, C, 3, 3), dtype) + _parameter("bias", bias, (O,), dtype)
     each += _floating("add", add, (B, O))
     if residual is not None:
-        each += "residual", residual, shape if O == C else (B, O, H, W), dtype
+        each += "residual", residual, (B, O, H, W), dtype
     if groups is None:
         _check_no_prologue(norm_weight=norm_weight, norm_bias=norm_bias, scale=scale, shift=shift)
     else:

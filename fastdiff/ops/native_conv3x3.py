@@ -104,5 +104,5 @@ def _rows(value):
     """[B, *] in float32 with unit stride along its last axis."""
     if value is None:
         return None
-    value = value if value.dtype is torch.float32 else value.float()
+    value = value.float()
     return value if value.stride(-1) == 1 else value.contiguous()

@@ -235,6 +235,16 @@ def test_what_does_not_conform_is_refused_by_name(name, options, norms, convs):
         block(x, embedding)
 
 
+def test_a_norm_without_bias_is_fused(calls):
+    block, x = network(**SMALL).middle["block_1"], torch.randn(2, 64, 8, 8)
+    block.norm_1.bias = None
+    with torch.no_grad():
+        y = block(x, torch.zeros(2, 128))
+        assert calls
+        with ops.winograd(False):
+            torch.testing.assert_close(y, block(x, torch.zeros(2, 128)), rtol=1e-4, atol=1e-4)
+
+
 def test_samples_of_a_seed_are_the_same():
     net = network(**SMALL)
     sampler = Sampler(net, GaussianProcess(schedules.linear(1000)), "ddim", 20, precision="fp32")
