@@ -235,6 +235,25 @@ def test_what_does_not_conform_is_refused_by_name(name, options, norms, convs):
         block(x, embedding)
 
 
+def test_a_residual_of_another_shape_is_refused():
+    conv, x = torch.nn.Conv2d(32, 32, 3, padding=1).eval(), torch.randn(2, 32, 8, 8)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^residual must have shape \[2, 32, 8, 8\]"):
+        fused.conv(conv, x, residual=x[:1])
+
+
+@pytest.mark.parametrize(
+    ("function", "layer", "x"),
+    [
+        (fused.linear, torch.nn.Linear(8, 4), torch.zeros(2, 6)),
+        (fused.convolved, torch.nn.Conv2d(8, 4, 1), torch.zeros(2, 6, 4, 4)),
+    ],
+    ids=["linear", "convolution"],
+)
+def test_other_numbers_of_channels_are_torchs_to_refuse(function, layer, x):
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        function(layer.eval(), x)
+
+
 def test_a_norm_without_bias_is_fused(calls):
     block, x = network(**SMALL).middle["block_1"], torch.randn(2, 64, 8, 8)
     block.norm_1.bias = None

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -201,6 +202,13 @@ def test_filters_are_kept_until_the_weight_changes(packs):
     del weight, arguments
     gc.collect()
     assert len(_winograd._kept) < kept
+
+
+def test_filters_of_another_weight_of_the_same_id_are_not_taken():
+    weight, other = torch.zeros(32, 32, 3, 3), torch.zeros(1)
+    state = weight._version, weight.data_ptr(), "avx2"
+    _winograd._kept[id(weight)] = weakref.ref(other), state, {"kind": "other's"}
+    assert _winograd.kept(weight, "kind", "avx2", lambda: "made") == "made"
 
 
 def test_weights_made_in_inference_mode_are_never_kept(packs):
