@@ -1,12 +1,14 @@
 """Whole sampling loops with a network: 1000 steps of DDPM, 50 of DDIM, 20 of DPM-Solver++, one set of weights; and 50
 of DDIM with the network of the digits, one image, which is the host's work more than arithmetic.
 
-`eager` and `compiled` are the textbook's loop in torch around the network by torch's own convolutions, `diffusers` its
-UNet2DModel in its scheduler's documented loop. The network is small, so that a loop ends: what it costs by itself is
+`eager` and `compiled` are the textbook's loop in torch around the network by torch's own convolutions, `openai style`
+that loop around the same network as functions of plain torch without a module, `diffusers` its UNet2DModel in its
+scheduler's documented loop. The network is small, so that a loop ends: what it costs by itself is
 benchmarks/test_unet.py's matter.
 """
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
 from fastdiff.cli import settings
 from fastdiff.models import save_unet
+from tests.models import plain
 
 GRAY = dict(in_channels=1, out_channels=1)
 SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16)
@@ -82,6 +85,8 @@ def textbook(provider, solver, net, process, steps, shape):
         pytest.skip("nobody writes this one by hand")
     torch._dynamo.reset()
     model = torch.compile(net) if provider == "compiled" else net
+    if provider == "openai style":
+        model = functools.partial(plain.unet, net.config, net.state_dict())
 
     def loop():
         with ops.winograd(False):
@@ -107,7 +112,7 @@ def by_diffusers(name, options, peer, steps, shape):
 
 
 @pytest.mark.parametrize(("network", "solver"), CASES, ids=[f"heavy-{network}-{solver}" for network, solver in CASES])
-@pytest.mark.parametrize("provider", ["eager", "compiled", "diffusers", "fastdiff"])
+@pytest.mark.parametrize("provider", ["eager", "compiled", "openai style", "diffusers", "fastdiff"])
 def test_sampling(measure, device, networks, provider, network, solver):
     if device.type != "cpu":
         pytest.skip("the CPU's loops; a GPU's are benchmarks/test_sampler.py's")

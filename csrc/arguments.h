@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "recording.h"
 #ifdef FD_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -56,6 +57,7 @@ struct Tensor {
     if (tensor.is_none()) return;
     data = PyLong_AsVoidPtr(owned(PyObject_CallMethodNoArgs(tensor.ptr(), names().data_ptr)).ptr());
     if (PyErr_Occurred()) throw py::error_already_set();
+    if (recording) recording->tensors.push_back(py::reinterpret_borrow<py::object>(tensor));
   }
 
   explicit operator bool() const { return !object.is_none(); }
@@ -141,15 +143,22 @@ PyObject* result(const Status& status) {
   return py::make_tuple(status.code, status.where, status.value).release().ptr();
 }
 
-template <class Params>
-PyObject* run(Status (*kernel)(const Params&), const Params& params, int64_t elements) {
-  if (elements < kLarge) return result(kernel(params));
+template <class Function>
+PyObject* run(const Function& call, int64_t elements) {
+  if (elements < kLarge) return result(call());
   Status status;
   {
     py::gil_scoped_release release;
-    status = kernel(params);
+    status = call();
   }
   return result(status);
+}
+
+template <class Params>
+PyObject* run(Status (*kernel)(const Params&), const Params& params, int64_t elements) {
+  const auto call = [kernel, params] { return kernel(params); };
+  if (recording) recording->calls.push_back(call), recording->elements += elements;
+  return run(call, elements);
 }
 
 #ifdef FD_CUDA

@@ -439,6 +439,62 @@ PyObject* conforms(Arguments a) {
   Py_RETURN_TRUE;
 }
 
+// ---- Calls made again ----
+
+constexpr const char* kRecording = "fastdiff.Recording";
+
+// record(on): what this thread's CPU kernels were called with since the last record(True), for `replay`, None where there
+// was none of them. Further calls are kept or, where on is false, no longer.
+PyObject* record(Arguments a) {
+  std::unique_ptr<Recording> ended = std::move(recording);
+  if (a.truth()) recording = std::make_unique<Recording>();
+  if (!ended || ended->calls.empty()) Py_RETURN_NONE;
+  const auto destroy = [](PyObject* capsule) {
+    delete static_cast<Recording*>(PyCapsule_GetPointer(capsule, kRecording));
+  };
+  return owned(PyCapsule_New(ended.release(), kRecording, destroy)).release().ptr();
+}
+
+// replay(recording, ...): the same calls, on the same memory, up to the first that fails.
+PyObject* replay(Arguments a) {
+  Status status;
+  while (a.more() && status.code == kOk) {
+    const auto* made = static_cast<Recording*>(PyCapsule_GetPointer(a.object().ptr(), kRecording));
+    if (!made) throw py::error_already_set();
+    const auto all = [made, &status] {
+      for (auto call = made->calls.begin(); call != made->calls.end() && status.code == kOk; ++call) status = (*call)();
+      return status;
+    };
+    run(all, made->elements);
+  }
+  return result(status);
+}
+
+bool holds(PyObject* dictionary, PyObject* values) {
+  PyObject *key, *value;
+  Py_ssize_t place = 0, i = 0;
+  if (PyDict_Size(dictionary) != PyTuple_GET_SIZE(values)) return false;
+  while (PyDict_Next(dictionary, &place, &key, &value))
+    if (value != PyTuple_GET_ITEM(values, i++)) return false;
+  return true;
+}
+
+// unchanged((dictionary, values, ...), (tensor, version, address, ...)): whether each dictionary holds these very objects
+// in this order, and each tensor is of this version and at this address.
+PyObject* unchanged(Arguments a) {
+  static PyObject* const version = PyUnicode_InternFromString("_version");
+  const py::handle dictionaries = a.object(), tensors = a.object();
+  for (Py_ssize_t i = 0; i < PyTuple_Size(dictionaries.ptr()); i += 2)
+    if (!holds(PyTuple_GET_ITEM(dictionaries.ptr(), i), PyTuple_GET_ITEM(dictionaries.ptr(), i + 1))) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < PyTuple_Size(tensors.ptr()); i += 3) {
+    const py::handle tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+    if (!equal(owned(PyObject_GetAttr(tensor.ptr(), version)), PyTuple_GET_ITEM(tensors.ptr(), i + 1)) ||
+        !equal(owned(PyObject_CallMethodNoArgs(tensor.ptr(), names().data_ptr)), PyTuple_GET_ITEM(tensors.ptr(), i + 2)))
+      Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 // ---- The module ----
 
 template <PyObject* (*function)(Arguments)>
@@ -477,6 +533,9 @@ PyMethodDef methods[] = {
     method<rms_norm_silu>("rms_norm_silu"),
     method<rms_norm_silu_backward>("rms_norm_silu_backward"),
     method<conforms>("conforms"),
+    method<record>("record"),
+    method<replay>("replay"),
+    method<unchanged>("unchanged"),
     method<diffusion_loss>("diffusion_loss"),
     method<diffusion_loss_backward>("diffusion_loss_backward"),
     method<vlb_terms>("vlb_terms"),

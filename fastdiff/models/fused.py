@@ -165,7 +165,9 @@ def _native(x):
     """Whether nobody traces or watches, and the CPU has the op in x's dtype, that of autocast."""
     if not _dispatch.eager(x) or torch.jit.is_tracing():
         return False
-    if x.device.type != "cpu" or x.dtype not in _DTYPES or _HOOKS._global_forward_hooks:
+    if x.device.type != "cpu" or x.dtype not in _DTYPES:
+        return False
+    if _HOOKS._global_forward_hooks or _HOOKS._global_forward_pre_hooks:
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not x.dtype:
         return False

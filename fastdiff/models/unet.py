@@ -1,12 +1,10 @@
 """The U-Net of DDPM, of improved and guided diffusion, and of their ports: one class, told apart by its config."""
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import dropout, files, fused, norms, parts
+from . import dropout, files, fused, norms, parts, replay
 from .config import UNetConfig
 from .joined import join
 from .layers import TimeEmbedding, zeroed
@@ -26,7 +24,9 @@ class UNet(nn.Module):
     channels_last; x may have either layout. In evaluation on the CPU with gradients off (which `Sampler` sees to)
     norms, 3x3 convolutions and sums run fused, by Winograd's algorithm: faster, within 10 times eager float32's
     rounding error; `fastdiff.ops.winograd(False)` is the switch. It keeps 1.8 or 4 times the size of those weights,
-    and with AVX2 that of all others in float32, from the first call until they change.
+    and with AVX2 that of all others in float32, from the first call until they change. From the third call with inputs
+    of one shape on, the pass is made again without its Python (`fastdiff.models.replay`), to the same bits, where what
+    it computes on its way, which is then kept, is at most 32 MiB.
 
     Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads; takes_counters, which
     `fastdiff.train` reads.
@@ -72,10 +72,12 @@ class UNet(nn.Module):
         if counters is None and self.training and self.config.dropout:
             counters = dropout.drawn(x)
         x = self._joined(x, low_res, x_self_cond)
-        with fused.settled(x) if fused.inference(x) else contextlib.nullcontext():
+        if not fused.inference(x):
             return self._run(x, t, y, counters)
+        with fused.settled(x):
+            return self._run(x, t, y, counters) if self.training else replay.run(self, self._run, x, t, y)
 
-    def _run(self, x, t, y, counters):
+    def _run(self, x, t, y, counters=None):
         given = self.time(t, y), counters  # [B, 4 * channels], and what dropout goes by
         h = fused.normed(self.conv_in, x.contiguous(memory_format=self.memory_format))
         skips = [h]
