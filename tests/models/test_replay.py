@@ -256,6 +256,14 @@ def test_switches(net):
     assert torch.equal(net(x, t), ours)
 
 
+def test_not_under_autocast():
+    net = network().to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            net(*inputs(dtype=torch.bfloat16))
+    assert not passes(net)
+
+
 def test_simd_levels(net):
     x, t = inputs(seed=3)
     level = native.simd_level()
