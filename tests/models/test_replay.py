@@ -202,6 +202,22 @@ def test_training_draws_masks_anew():
     assert not torch.equal(net(*inputs()), net(*inputs()))
 
 
+def test_masks_are_functions_of_the_counters():
+    net = network(dropout=0.5).train()
+    ids = torch.arange(2)
+    first, second = ([net(*inputs(), counters=(ops.rng.make_rng(seed), ids)) for _ in range(4)] for seed in (1, 2))
+    for results in (first, second):
+        assert all(torch.equal(result, results[0]) for result in results)
+    assert not torch.equal(first[0], second[0])
+
+
+def test_a_block_in_training_draws_masks_anew():
+    net = network(dropout=0.5)
+    net.middle["block_1"].dropout.train()
+    results = [net(*inputs()) for _ in range(4)]
+    assert not any(torch.equal(results[i], results[j]) for i in range(4) for j in range(i))
+
+
 def test_gradients_are_recorded(net):
     x, t = inputs()
     with torch.enable_grad():
@@ -335,6 +351,17 @@ def test_a_pass_that_goes_wrong_is_not_kept(monkeypatch):
     for _ in range(3):
         assert torch.equal(net(*inputs()), afresh(net, *inputs()))
     assert not passes(net)
+
+
+def test_a_function_that_does_otherwise_is_not_called(monkeypatch, never):
+    net = network()
+    expected = afresh(net, *inputs(seed=7))
+    wrong = lambda x, out=None: torch.zeros_like(x) if out is None else out.zero_()  # noqa: E731
+    monkeypatch.setattr(torch, "sin", wrong)  # the network calls the tensor's method
+    for seed in range(2):
+        net(*inputs(seed=seed))
+    never(net)
+    assert torch.equal(net(*inputs(seed=7)), expected)
 
 
 def test_an_error_ends_the_recording(monkeypatch):
