@@ -98,7 +98,7 @@ class Pass:
 def recorded(forward, inputs, state):
     """The `Pass` that does the same as forward(*inputs) in this state; None where there can be none."""
     with torch.inference_mode(False), torch.no_grad():
-        own = [value if value is None else _zeros(value) for value in inputs]
+        own = [value if value is None else _half(value) for value in inputs]
         recorder = Recorder(value for value in own if value is not None)
         try:
             native._C.record(True)
@@ -112,9 +112,10 @@ def recorded(forward, inputs, state):
         return Pass(own, output, recorder.steps, state)
 
 
-def _zeros(value):
-    """Where an input is copied to; an image lies as the network's images do."""
-    return torch.zeros_like(value, memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format)
+def _half(value):
+    """Where an input is copied to, with other content in its range; an image lies as the network's images do."""
+    half = value / 2 if value.is_floating_point() else value // 2
+    return half.contiguous(memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format)
 
 
 class Refused(Exception):
