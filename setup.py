@@ -32,13 +32,15 @@ except ImportError:  # Windows, where nothing native is built
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = "80;90;100"
-CXX_FLAGS = "-std=c++17 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Wno-psabi"
+# -O3 takes longer, for kernels that are no faster, but for OPTIMISED: what must be unrolled says so.
+CXX_FLAGS = "-std=c++17 -O2 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 UNSAID = r"grep -v '^ptxas info\|^    [0-9]'"  # each kernel's resources stay in the log, for the static numbers
 LOWERED_ALIKE = 100  # what nvcc makes of a source for an architecture before this is the same PTX, and from this on
 # GCC 12 takes its own _mm512_undefined_ps for an uninitialized variable
 AVX512 = (
-    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx2 -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized"
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mavx2 -mf16c -mprefer-vector-width=512 "
+    "-Wno-maybe-uninitialized -Wno-uninitialized"
 )
 LEVELS = {
     "avx512bf16": f"{AVX512} -mavx512bf16",
@@ -47,15 +49,10 @@ LEVELS = {
     "baseline": "",
 }
 COMPILED_ONCE = ("dispatch", "parallel")
-# -O3 takes half as long again, for kernels that are no faster: what must be unrolled says so. But in these shuffles are
-# loops over lanes, or it was measured to matter. Python's side has nothing to gain.
-OPTIMISATION = {
-    "group_norm_silu": "-O3",
-    "group_norm_silu_backward": "-O3",
-    "rms_norm_silu_backward": "-O3",
-    "bindings": "-O1",
-}
+OPTIMISED = ("group_norm_silu", "rms_norm_silu_backward")
 STORES_BFLOAT16 = ("group_norm_silu", "group_norm_silu_backward")  # all that avx512bf16 does otherwise than avx512
+PRECOMPILED = ("avx512", "avx2")  # GCC reads its intrinsics, most of a second, once for all sources of these levels
+INTRINSICS = "#include <immintrin.h>\n"
 
 
 class Missing(Exception):
@@ -236,20 +233,23 @@ class NinjaFile:
     def _rules(self):
         depfile = {"deps": "gcc", "depfile": "$out.d"}
         self.writer.rule("cxx", f"{self.cxx.command} {self.cxx.flags} $flags -MMD -MF $out.d -c $in -o $out", **depfile)
+        self.writer.rule("header", f"{self.cxx.command} {self.cxx.flags} $flags -x c++-header -c $in -o $out")
         self.writer.rule("link", f"{self.cxx.command} -shared -Wl,-s $in -o $out $flags")
         if self.nvcc:
             compile = f"{self.nvcc.command} {self.nvcc.flags} -Xptxas=-v -MMD -MF $out.d -c $in -o $out"
             told = f"{compile} >$out.log 2>&1; status=$$?; {UNSAID} $out.log; exit $$status"
             self.writer.rule("nvcc", told, **depfile)
 
-    def _object(self, rule, name, source, compiler, flags=""):
-        """One object, compiled again when the compiler's version changes."""
+    def _stamp(self, rule, compiler):
         stamp = write_if_changed(self.root / self.directory / f"{rule}.version", compiler.version)
+        return str(stamp.relative_to(self.root))
+
+    def _object(self, rule, name, source, compiler, flags="", precompiled=()):
+        """One object, compiled again when the compiler's version changes."""
         target = str(self.directory / f"{name}.o")
-        if rule == "cxx":
-            flags = f"{OPTIMISATION.get(source.stem, '-O2')} {flags}".strip()
         variables = {"flags": flags} if flags else None
-        self.writer.build(target, rule, str(source), implicit=str(stamp.relative_to(self.root)), variables=variables)
+        implicit = [self._stamp(rule, compiler), *precompiled]
+        self.writer.build(target, rule, str(source), implicit=implicit, variables=variables)
         return target
 
     def _sources(self, pattern):
@@ -262,17 +262,28 @@ class NinjaFile:
         return [self._object("nvcc", f"cuda/{source.stem}", source, self.nvcc) for source in sources]
 
     def _cpu(self):
-        for source in self._sources("cpu/*.cpp"):
-            if source.stem in COMPILED_ONCE:
-                yield self._object("cxx", f"cpu/{source.stem}", source, self.cxx)
-                continue
-            for level in self.cxx.levels:
-                if level == "avx512bf16" and source.stem not in STORES_BFLOAT16:
-                    continue
-                flags = f"-DFD_LEVEL={level} {LEVELS[level]}".strip()
-                if level == "baseline" and self.cxx.machine == "x86_64":
-                    flags += " -O2"  # for processors from before 2013 nobody waits a tenth longer
-                yield self._object("cxx", f"cpu/{level}/{source.stem}", source, self.cxx, flags)
+        sources = self._sources("cpu/*.cpp")
+        for source in (source for source in sources if source.stem in COMPILED_ONCE):
+            yield self._object("cxx", f"cpu/{source.stem}", source, self.cxx)
+        levels = {level: self._level(level) for level in self.cxx.levels}
+        for source in (source for source in sources if source.stem not in COMPILED_ONCE):
+            for level, (flags, precompiled) in levels.items():
+                if level != "avx512bf16" or source.stem in STORES_BFLOAT16:
+                    own = "-O3 " * (source.stem in OPTIMISED) + flags
+                    yield self._object("cxx", f"cpu/{level}/{source.stem}", source, self.cxx, own, precompiled)
+
+    def _level(self, level):
+        """Flags of a SIMD level, and the header that GCC has read for it."""
+        flags = f"-DFD_LEVEL={level} {LEVELS[level]}".strip()
+        if level == "baseline" and self.cxx.machine == "x86_64":
+            flags += " -O1"  # for processors from before 2013 nobody waits a fifth longer
+        if level not in PRECOMPILED or not self.cxx.version.startswith("GCC"):
+            return flags, []
+        header = self.directory / "cpu" / level / "intrinsics.h"
+        write_if_changed(self.root / header, INTRINSICS)
+        stamp, variables = self._stamp("cxx", self.cxx), {"flags": flags}
+        precompiled = self.writer.build(f"{header}.gch", "header", str(header), implicit=stamp, variables=variables)
+        return f"{flags} -include {header}", precompiled
 
     def _bindings(self):
         """pip gives each isolated build another pybind11 path: only a link to it is named, and -MMD skips its files."""
@@ -280,7 +291,7 @@ class NinjaFile:
 
         link = Path("build") / f"pybind11-{pybind11.__version__}"
         point(self.root / link, pybind11.get_include())
-        flags = f"-isystem {link} -isystem {shlex.quote(sysconfig.get_path('include'))}"
+        flags = f"-O1 -isystem {link} -isystem {shlex.quote(sysconfig.get_path('include'))}"
         if self.nvcc:
             flags += f" -DFD_CUDA -DFD_CUDA_ARCHS={','.join(map(str, self.nvcc.archs))}"
         name, source = self.library.stem.replace("_C", "bindings"), Path("csrc/bindings.cpp")

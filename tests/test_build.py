@@ -110,6 +110,12 @@ class Tree:
         return next(path.relative_to(self.folder) for path in self.folder.glob("build/native-*"))
 
     @property
+    def headers(self):
+        """Those that are precompiled."""
+        folder = self.folder / self.objects
+        return {str(path.relative_to(folder)) for path in folder.glob("cpu/*/*.gch")}
+
+    @property
     def record(self):
         return json.loads((self.folder / "fastdiff/_build.json").read_text())
 
@@ -258,25 +264,37 @@ def test_longest_source_is_compiled_first(build, tmp_path):
     assert [path.stem for path in build.NinjaFile(tmp_path, cxx, None)._sources("cpu/*.cpp")] == ["b", "a", "c"]
 
 
-def test_each_source_has_its_optimisation(build, tmp_path):
-    """-O2 but for the few that `OPTIMISATION` names, each of which is a source."""
-    names = ["group_norm_silu", "q_sample", "dispatch"]
-    write(tmp_path, {f"csrc/cpu/{name}.cpp": name for name in names})
-    native = build.NinjaFile(tmp_path, build.Cxx(command="c++", version="1", machine="other", openmp=True), None)
+def rules_of(build, folder, sources, machine="x86_64", version="GCC 12"):
+    """{object: flags of its own} in the ninja file for these sources."""
+    write(folder, {f"csrc/cpu/{name}.cpp": "" for name in sources})
+    native = build.NinjaFile(folder, build.Cxx(command="c++", version=version, machine=machine, openmp=True), None)
     native.write()
-    rules = (tmp_path / native.path).read_text().replace("$\n", "")
-    asked = dict(re.findall(r"csrc/cpu/(\w+)\.cpp.*\n  flags = (-O\d)", rules))
-    assert asked == {"group_norm_silu": "-O3", "q_sample": "-O2", "dispatch": "-O2"}
-    assert {path.stem for path in (ROOT / "csrc").rglob("*.cpp")} >= set(build.OPTIMISATION)
+    rules = (folder / native.path).read_text().replace("$\n", "")
+    return dict(re.findall(r"build \S*?cpu/(\S+): .*\n  flags = (.*)", rules))
 
 
 def test_the_oldest_processors_get_the_quickest_build(build, tmp_path):
-    write(tmp_path, {"csrc/cpu/group_norm_silu.cpp": ""})
-    native = build.NinjaFile(tmp_path, build.Cxx(command="c++", version="1", machine="x86_64", openmp=True), None)
-    native.write()
-    rules = (tmp_path / native.path).read_text().replace("$\n", "")
-    last = {level: flags.split()[-1] for flags, level in re.findall(r"flags = (.*-DFD_LEVEL=(\w+).*)", rules)}
-    assert [level for level, flag in last.items() if flag == "-O2"] == ["baseline"]
+    flags = rules_of(build, tmp_path, ["group_norm_silu"])
+    quick = {name.partition("/")[0] for name, text in flags.items() if text.split()[-1] == "-O1"}
+    assert "-O2" in build.CXX_FLAGS and quick == {"baseline"}
+    assert "-O1" not in rules_of(build, tmp_path, ["group_norm_silu"], "aarch64")["baseline/group_norm_silu.o"]
+
+
+def test_few_sources_have_their_own_optimisation(build, tmp_path):
+    flags = rules_of(build, tmp_path, ["group_norm_silu", "q_sample"], "aarch64")
+    assert [name for name, text in flags.items() if "-O3" in text.split()] == ["baseline/group_norm_silu.o"]
+    assert {path.stem for path in (ROOT / "csrc").rglob("*.cpp")} >= set(build.OPTIMISED)
+
+
+def test_intrinsics_are_read_once_a_level(build, tmp_path):
+    """By GCC, for the levels of many sources."""
+    flags = rules_of(build, tmp_path, ["q_sample", "normal"])
+    including = {name for name, text in flags.items() if "-include" in text}
+    assert including == {f"{level}/{name}.o" for level in ("avx512", "avx2") for name in ("q_sample", "normal")}
+    headers = {name for name in flags if name.endswith(".gch")}
+    assert headers == {f"{level}/intrinsics.h.gch" for level in ("avx512", "avx2")}
+    clang = rules_of(build, tmp_path, ["q_sample"], version="Clang 14")
+    assert not [text for text in clang.values() if "-include" in text]
 
 
 def test_no_compiler(build):
@@ -301,7 +319,8 @@ def at_levels(op, levels):
 def test_first_build_makes_everything_once(built):
     levels = built.record["simd_levels"]
     once = {"bindings", "_C", "cpu/dispatch", "cpu/parallel"}
-    assert built.first == {*once, *at_levels("op", levels), *at_levels("group_norm_silu", levels)}
+    headers = {path.removesuffix(".h.gch") for path in built.headers}
+    assert built.first == {*once, *headers, *at_levels("op", levels), *at_levels("group_norm_silu", levels)}
     assert built.record["version"] == "0.1.0"
     assert built.record["reasons"]["cuda"] == "built with FASTDIFF_CUDA=0"
 

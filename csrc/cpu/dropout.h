@@ -68,6 +68,7 @@ template <class T> struct Mask {
   // v times the factor where it is kept, else 0.
   template <int N> FD_INLINE PackOf<T, N> apply(PackOf<T, N> v, PackOf<T, N> kept) const {
     const PackOf<T, N> zero = broadcast_pack<N>(Scalar<T>(0)), scaled = v * broadcast_pack<N>(Scalar<T>(drop.factor));
+    FD_UNROLL
     for (int k = 0; k < N; ++k) v.v[k] = kept.v[k] != zero.v[k] ? scaled.v[k] : zero.v[k];
     return v;
   }

@@ -4,6 +4,7 @@
 // "Columns": memory is [rows, C * repeat], each row meets the same terms, lane by lane; this is channels last (repeat 1),
 // and channels first where S is shorter than a vector (one row, repeat S).
 #pragma once
+#include "../arithmetic.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "simd.h"
@@ -42,32 +43,38 @@ template <class T, int N> using PackOf = Pack<Vector<T>, N>;
 template <class T> constexpr int kStep = 2 * kLanes<T>;   // elements of the smallest Pack
 
 template <class V, int N> FD_SIMD Pack<V, N> operator+(Pack<V, N> a, Pack<V, N> b) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) a.v[k] += b.v[k];
   return a;
 }
 
 template <class V, int N> FD_SIMD Pack<V, N> operator-(Pack<V, N> a, Pack<V, N> b) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) a.v[k] -= b.v[k];
   return a;
 }
 
 template <class V, int N> FD_SIMD Pack<V, N> operator*(Pack<V, N> a, Pack<V, N> b) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) a.v[k] *= b.v[k];
   return a;
 }
 
 template <class V, int N> FD_SIMD Pack<V, N> operator/(Pack<V, N> a, Pack<V, N> b) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) a.v[k] /= b.v[k];
   return a;
 }
 
 template <class V, int N> FD_SIMD Pack<V, N> madd(Pack<V, N> a, Pack<V, N> b, Pack<V, N> c) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) a.v[k] = madd(a.v[k], b.v[k], c.v[k]);
   return a;
 }
 
 template <int N, class S> FD_SIMD PackOf<S, N> broadcast_pack(S v) {
   PackOf<S, N> r;
+  FD_UNROLL
   for (int k = 0; k < N; ++k) r.v[k] = broadcast(v);
   return r;
 }
@@ -107,6 +114,7 @@ template <int kDegree, int N> FD_SIMD Pack<vfloat, N> exp2_fraction(Pack<vfloat,
   };
 #endif
   Pack<vfloat, N> q = broadcast_pack<N>(kTerms[kDegree - 4][kDegree]);
+  FD_UNROLL
   for (int i = kDegree - 1; i >= 0; --i) q = madd(q, r, broadcast_pack<N>(kTerms[kDegree - 4][i]));
   return q;
 }
@@ -115,24 +123,29 @@ template <int kDegree, int N> FD_SIMD Pack<vfloat, N> exp2_fraction(Pack<vfloat,
 template <int kDegree, int N> FD_SIMD Pack<vfloat, N> one_and_exp2(Pack<vfloat, N> t) {
   Pack<vfloat, N> r, power;
 #if defined(__AVX512F__)
+  FD_UNROLL
   for (int k = 0; k < N; ++k) r.v[k] = (vfloat)_mm512_reduce_ps((__m512)t.v[k], _MM_FROUND_TO_NEG_INF);
   power = exp2_fraction<kDegree>(r);
+  FD_UNROLL
   for (int k = 0; k < N; ++k) power.v[k] = (vfloat)_mm512_scalef_ps((__m512)power.v[k], (__m512)t.v[k]);
 #else
   const vfloat magic = set1(12582912.0f);                              // 1.5 * 2^23: adding it rounds to an integer
   Pack<vfloat, N> shifted;
+  FD_UNROLL
   for (int k = 0; k < N; ++k) {
     const vfloat limited = limit(t.v[k], -125.0f, 125.0f);             // 2^n stays a number
     shifted.v[k] = limited + magic;
     r.v[k] = limited - (shifted.v[k] - magic);
   }
   power = exp2_fraction<kDegree>(r);
+  FD_UNROLL
   for (int k = 0; k < N; ++k) power.v[k] = as_float(as_uint(power.v[k]) + (as_uint(shifted.v[k]) << 23));
 #endif
   return power + broadcast_pack<N>(kFactor<vfloat>);
 }
 
 template <int kDegree, int N> FD_SIMD Pack<double, N> one_and_exp2(Pack<double, N> t) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) t.v[k] = -kLog2E * (1 + __builtin_exp2(t.v[k]));
   return t;
 }
@@ -157,6 +170,7 @@ template <> constexpr int kDegree<bfloat16_t> = 4;
 // (to_columns).
 template <int N, class T> FD_SIMD PackOf<T, N> load_pack(const T* p) {
   PackOf<T, N> r;
+  FD_UNROLL
   for (int k = 0; k < N; ++k) r.v[k] = load(p + k * kLanes<T>);
   return r;
 }
@@ -164,7 +178,8 @@ template <int N, class T> FD_SIMD PackOf<T, N> load_pack(const T* p) {
 template <int N> FD_SIMD Pack<vfloat, N> load_pack(const bfloat16_t* p) {
   Pack<vfloat, N> r;
   if constexpr (N == 1) return {{load(p)}};
-  else for (int k = 0; k < N; k += 2) {
+  FD_UNROLL
+  for (int k = 0; N > 1 && k < N; k += 2) {
     vuint u;
     memcpy(&u, p + k * kWidth, sizeof u);
     r.v[k] = as_float(u << 16);
@@ -190,12 +205,14 @@ template <class T> FD_SIMD void from_columns(PackOf<T, 2> v, Scalar<T>* p) {
 }
 
 template <class T, class V, int N> FD_SIMD void store_pack(T* p, Pack<V, N> a) {
+  FD_UNROLL
   for (int k = 0; k < N; ++k) store(p + k * kLanes<T>, a.v[k]);
 }
 
 template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
   if constexpr (N == 1) store(p, a.v[0]);
-  else for (int k = 0; k < N; k += 2) {
+  FD_UNROLL
+  for (int k = 0; N > 1 && k < N; k += 2) {
     const vuint u = round_pair(a.v[k], a.v[k + 1]);
     memcpy(p + k * kWidth, &u, sizeof u);
   }
@@ -205,13 +222,11 @@ template <int N> FD_SIMD void store_pack(bfloat16_t* p, Pack<vfloat, N> a) {
 FD_SIMD vfloat plain(vfloat v) { return v == v ? v : set1(__builtin_nanf("")); }
 FD_SIMD double plain(double v) { return v; }
 
-// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on. End: the last
-// kStep elements, of which n mod kStep are new; the others are worked out twice, to the same bits. A run shorter than
-// kStep is padded in front.
+// Places in a run of n elements, where vectors are loaded and stored. Whole: N vectors from element i on.
 template <class T, int N> struct Whole {
   static constexpr int kPack = N;
   int64_t i;
-  int64_t first() const { return i; }
+  FD_INLINE int64_t first() const { return i; }
   FD_INLINE PackOf<T, N> load(const T* run) const { return load_pack<N>(run + i); }
   FD_INLINE void store(T* run, PackOf<T, N> v) const { store_pack(run + i, v); }
   FD_INLINE PackOf<T, N> term(const Scalar<T>* columns) const { return load_pack<N>(columns + i); }
@@ -222,23 +237,29 @@ template <class T, int N> struct Whole {
   }
 };
 
-template <class T> FD_SIMD PackOf<T, 2> load_end(const T* run, int64_t n) {
-  if (n >= kStep<T>) return load_pack<2>(run + n - kStep<T>);
+// A run shorter than kStep is padded in front.
+template <class T> FD_SIMD PackOf<T, 2> load_short(const T* run, int64_t n) {
   T padded[kStep<T>] = {};
   memcpy(padded + kStep<T> - n, run, n * sizeof(T));
   return load_pack<2>(padded);
 }
 
+template <class T> FD_SIMD void store_short(T* run, PackOf<T, 2> v, int64_t n) {
+  T padded[kStep<T>];
+  store_pack(padded, v);
+  memcpy(run, padded + kStep<T> - n, n * sizeof(T));
+}
+
+// The last kStep elements, of which n mod kStep are new; the others are worked out twice, to the same bits.
 template <class T> struct End {
   static constexpr int kPack = 2;
   int64_t n;
   int64_t first() const { return n - kStep<T>; }
-  FD_INLINE PackOf<T, 2> load(const T* run) const { return load_end(run, n); }
+  FD_INLINE PackOf<T, 2> load(const T* run) const {
+    return n >= kStep<T> ? load_pack<2>(run + first()) : load_short(run, n);
+  }
   FD_INLINE void store(T* run, PackOf<T, 2> v) const {
-    if (n >= kStep<T>) return store_pack(run + n - kStep<T>, v);
-    T padded[kStep<T>];
-    store_pack(padded, v);
-    memcpy(run, padded + kStep<T> - n, n * sizeof(T));
+    n >= kStep<T> ? store_pack(run + first(), v) : store_short(run, v, n);
   }
   // Columns keep the end's terms after those of the whole steps.
   FD_INLINE PackOf<T, 2> term(const Scalar<T>* columns) const { return load_pack<2>(columns + n / kStep<T> * kStep<T>); }
@@ -247,6 +268,7 @@ template <class T> struct End {
     Scalar<T> is_new[kStep<T>];
     for (int i = 0; i < kStep<T>; ++i) is_new[i] = i >= kStep<T> - n % kStep<T>;
     const PackOf<T, 2> mask = to_columns<T>(is_new), zero = broadcast_pack<2>(Scalar<T>(0));
+    FD_UNROLL
     for (int k = 0; k < 2; ++k) v.v[k] = mask.v[k] != zero.v[k] ? v.v[k] : zero.v[k];
     return v;
   }
@@ -255,7 +277,7 @@ template <class T> struct End {
 // body(place) over a run of n elements, N vectors at a time, then two, then the end.
 template <class T, int N, class Body> FD_SIMD void sweep(int64_t n, const Body& body) {
   int64_t i = 0;
-  if (N > 2)
+  if constexpr (N > 2)
     for (; i + N * kLanes<T> <= n; i += N * kLanes<T>) body(Whole<T, N>{i});
   for (; i + kStep<T> <= n; i += kStep<T>) body(Whole<T, 2>{i});
   if (i < n) body(End<T>{n});
@@ -352,9 +374,13 @@ template <class S> static S sum_of(const S* p, int64_t n) {
 // Lane j is the sum of vector j of kWidth in a row, neighbours added first.
 FD_SIMD vfloat sum_rows(const float* p) {
   vfloat v[kWidth];
+  FD_UNROLL
   for (int i = 0; i < kWidth; ++i) v[i] = load(p + i * kWidth);
-  for (int n = kWidth / 2; n; n /= 2)
+  FD_UNROLL
+  for (int n = kWidth / 2; n; n /= 2) {
+    FD_UNROLL
     for (int i = 0; i < n; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1]);
+  }
   return v[0];
 }
 

@@ -256,27 +256,33 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
       });
       total[kP] += P, total[kQ] += Q, total[kR] += R;
     }
-    for (int s = 0; s < this->sums(); ++s) store(row[s], total[s]);
+    FD_UNROLL
+    for (int s = 0; s < 3; ++s)
+      if (s < this->sums()) store(row[s], total[s]);
   }
 
   // Short channels, of kPer vectors each: the terms and the vectors of as many as M vectors are.
   template <int M, int kPer> static PackOf<T, M> each(const S* terms) {
     PackOf<T, M> r;
+    FD_UNROLL
     for (int m = 0; m < M; ++m) r.v[m] = broadcast(terms[m / kPer]);
     return r;
   }
   template <int kPer> static int64_t vector_at(int m, int64_t stride) { return m / kPer * stride + m % kPer * kLanes<T>; }
   template <int M, int kPer, class From> static PackOf<T, M> vectors(const From* run, int64_t stride) {
     PackOf<T, M> r;
+    FD_UNROLL
     for (int m = 0; m < M; ++m) r.v[m] = load(run + vector_at<kPer>(m, stride));
     return r;
   }
   template <int M, int kPer, class To> static void set_vectors(To* run, PackOf<T, M> v, int64_t stride) {
+    FD_UNROLL
     for (int m = 0; m < M; ++m) store(run + vector_at<kPer>(m, stride), v.v[m]);
   }
 
   // A channel's vectors added up, into a row for each.
   template <int M, int kPer> static void set_rows(S* row, PackOf<T, M> v) {
+    FD_UNROLL
     for (int m = 0; m < M; m += kPer) store(row + m / kPer * kLanes<T>, kPer == 1 ? v.v[m] : v.v[m] + v.v[m + 1]);
   }
 
@@ -392,6 +398,7 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
       }
       total[kP] = total[kP] + P, total[kQ] = total[kQ] + Q, total[kR] = total[kR] + R;
     }
+    FD_UNROLL
     for (int s = 0; s < 3; ++s) place.set_term(sums[s].v, total[s]);
   }
 

@@ -7,12 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"         // GCC 12 on its own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#if defined(__x86_64__) && !defined(__AVX__)
+#include <emmintrin.h>                                   // SSE2; the whole of it takes a second to read
+#elif defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -175,27 +173,33 @@ FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) {
 FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) {
   return choose(a, b, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
 }
-#else
-FD_SIMD vfloat even_lanes(vfloat a, vfloat b) {
-  vfloat r;
-  for (int i = 0; i < kWidth / 2; ++i) r[i] = a[2 * i], r[kWidth / 2 + i] = b[2 * i];
-  return r;
-}
-FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) {
-  vfloat r;
-  for (int i = 0; i < kWidth / 2; ++i) r[i] = a[2 * i + 1], r[kWidth / 2 + i] = b[2 * i + 1];
-  return r;
-}
+#elif defined(__AVX2__)
+FD_SIMD vfloat order_halves(__m256 v) { return (vfloat)_mm256_permute4x64_pd((__m256d)v, 0xd8); }
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) { return order_halves(_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88)); }
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) { return order_halves(_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd)); }
 FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) {
-  vfloat r;
-  for (int i = 0; i < kWidth / 2; ++i) r[2 * i] = a[i], r[2 * i + 1] = b[i];
-  return r;
+  const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  return (vfloat)_mm256_permute2f128_ps(low, high, 0x20);
 }
 FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) {
-  vfloat r;
-  for (int i = 0; i < kWidth / 2; ++i) r[2 * i] = a[kWidth / 2 + i], r[2 * i + 1] = b[kWidth / 2 + i];
-  return r;
+  const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  return (vfloat)_mm256_permute2f128_ps(low, high, 0x31);
 }
+#elif defined(__x86_64__)
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) { return (vfloat)_mm_shuffle_ps((__m128)a, (__m128)b, 0x88); }
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) { return (vfloat)_mm_shuffle_ps((__m128)a, (__m128)b, 0xdd); }
+FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) { return (vfloat)_mm_unpacklo_ps((__m128)a, (__m128)b); }
+FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) { return (vfloat)_mm_unpackhi_ps((__m128)a, (__m128)b); }
+#elif defined(__aarch64__)
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) { return (vfloat)vuzp1q_f32((float32x4_t)a, (float32x4_t)b); }
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) { return (vfloat)vuzp2q_f32((float32x4_t)a, (float32x4_t)b); }
+FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) { return (vfloat)vzip1q_f32((float32x4_t)a, (float32x4_t)b); }
+FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) { return (vfloat)vzip2q_f32((float32x4_t)a, (float32x4_t)b); }
+#else
+FD_SIMD vfloat even_lanes(vfloat a, vfloat b) { return {a[0], a[2], b[0], b[2]}; }
+FD_SIMD vfloat odd_lanes(vfloat a, vfloat b) { return {a[1], a[3], b[1], b[3]}; }
+FD_SIMD vfloat lower_pairs(vfloat a, vfloat b) { return {a[0], b[0], a[1], b[1]}; }
+FD_SIMD vfloat upper_pairs(vfloat a, vfloat b) { return {a[2], b[2], a[3], b[3]}; }
 #endif
 
 // a0 + a1, a2 + a3, ..., b0 + b1, ...
@@ -289,27 +293,27 @@ FD_SIMD void store(bfloat16_t* p, vfloat v) {
   memcpy(p, &h, sizeof h);
 }
 
-FD_SIMD vfloat load(const half_t* p) {
 #if defined(__AVX512F__)
-  return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+FD_SIMD vfloat load(const half_t* p) { return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+FD_SIMD void store(half_t* p, vfloat v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
 #elif defined(__F16C__)
-  return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+FD_SIMD vfloat load(const half_t* p) { return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+FD_SIMD void store(half_t* p, vfloat v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
 #else
-  vfloat v;
+// Long, an element at a time, and hence not for every place that calls them.
+__attribute__((noinline, unused)) static vfloat load(const half_t* p) {
+  vfloat v = {};
   for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
   return v;
-#endif
 }
-
-FD_SIMD void store(half_t* p, vfloat v) {
-#if defined(__AVX512F__)
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#else
+__attribute__((noinline, unused)) static void store(half_t* p, vfloat v) {
   for (int i = 0; i < kWidth; ++i) p[i] = to_half(v[i]);
-#endif
 }
+#endif
 
 FD_SIMD vfloat load(const uint8_t* p) {
 #if defined(__AVX512F__)
