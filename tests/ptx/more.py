@@ -15,5 +15,4 @@ MORE = {
     "cuda rms_norm_silu_backward f32 last": 0.61,
     "cuda rms_norm_silu bf16 last": 0.58,
     "cuda rms_norm_silu_backward bf16 last": 0.59,
-    "cuda vlb_terms exact bf16 last": 0.55,
 }
