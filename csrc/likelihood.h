@@ -132,7 +132,7 @@ FD_FN BinMass<Value> erf_mass(const Bin<Value, Condition>& given) {
   typedef typename Scalar<Value>::Is Real;
   const Real widest = sizeof(Real) == 8 ? Real(0.03) : Real(0.25);
   Bin<Value, Condition> bin = given;
-  bin.centre = where(bin.outermost, where(bin.last, -bin.centre, bin.centre), -magnitude(bin.centre));
+  bin.centre = where(bin.outermost, where(bin.last, -bin.centre, bin.centre), minus_magnitude(bin.centre));
   const Condition is_wide = (bin.half >= widest) | (bin.centre * bin.half <= -widest) | bin.outermost;
   BinMass<Value> narrow = {}, wide = {};
   if (is_needed(!is_wide)) narrow = narrow_bin(bin.centre, bin.half);
@@ -180,7 +180,7 @@ template <bool kExact, class Value, class Real>
 FD_FN VlbTerm<Value> decoder_term(const VlbElement<Value>& e, const VlbSetting<Value, Real>& setting) {
   const auto& at = setting.row.at;
   const Estimate<Value> estimate = estimate_of(e, setting);
-  const Value inverse_std = exp(madd(e.v, at[kVlbL1] * Real(-0.5), Value{} + at[kVlbL0] * Real(-0.5)));
+  const Value inverse_std = exp_within(madd(e.v, at[kVlbL1] * Real(-0.5), Value{} + at[kVlbL0] * Real(-0.5)));
   const Value mean = setting.raw ? e.m : madd(estimate.x0, at[kVlbR0], e.x_t * at[kVlbRX]);
   const BinMass<Value> p = bin_mass<kExact>(e.x0, e.x0 - mean, inverse_std);
   return {-p.log, p.by_shift * inverse_std * moved_by_m(estimate, setting), p.by_scale * (Real(0.5) * at[kVlbL1])};

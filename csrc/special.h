@@ -22,6 +22,16 @@ FD_FN Value raise(Value v) {
 FD_FN double raise(double v) { return exp(v); }
 
 template <class Value>
+FD_FN Value minus_magnitude(Value v) {
+  return -magnitude(v);
+}
+
+template <class Value>
+FD_FN Value exp_within(Value v) {
+  return exp(v);
+}
+
+template <class Value>
 FD_FN Value quotient(Value a, Value b) {
   return a / b;
 }
@@ -44,6 +54,14 @@ FD_FN Value at_most(Value v, Value most) {
 constexpr double kUnit = 1.4426950408889634074;
 
 FD_DEVICE float raise(float v) { return exp2_of(v); }
+
+// e^v within 4 ulp for |v| <= 87, above as there, below 0: 2^t of a rounded t, and to first order what the rounding left.
+FD_DEVICE float exp_within(float v) {
+  const float near = v > 87.0f ? 87.0f : v, t = near * float(kUnit), power = exp2_of(t);
+  return fmaf(power, fmaf(t, 1.90465432e-9f, fmaf(t, -0.693147182f, near)), power);
+}
+
+FD_DEVICE float minus_magnitude(float v) { return fminf(v, -v); }
 FD_DEVICE float quotient(float a, float b) { return approximate_quotient(a, b); }
 FD_DEVICE float inverse_of(float v) { return approximate_reciprocal(v); }
 FD_DEVICE float at_most(float v, float most) { return lesser(v, most); }

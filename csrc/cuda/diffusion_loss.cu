@@ -34,9 +34,7 @@ __global__ void __launch_bounds__(kBlock, kBlocks<kAccess>) diffusion_loss_kerne
   each_quad<kAccess>(a, [&](const Quad& q) {
     float d[kQuad];
     differences<kAccess, T>(a, q, d);
-    FD_UNROLL
-    for (int j = 0; j < kQuad; ++j)
-      if (exists<kAccess>(q, j)) sum = madd(d[j], d[j], sum);
+    sum = sum_of<kAccess>(sum, q, [&](float sum, int j) { return madd(d[j], d[j], sum); });
   });
   put_sum(a, sum, a.p.loss, a.p.workspace);
 }

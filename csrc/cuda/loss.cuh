@@ -41,27 +41,37 @@ FD_DEVICE void put_mean(const Mean& mean, int64_t b, float sum, float* out) {
   store(out + b, float(double(sum) * mean.scale * double(weight_of(mean, b))));
 }
 
+// From the thread's quad in a tile to that in the next; it has no pixels where there is none.
+FD_DEVICE void next_tile(const Walk& walk, Quad& q) {
+  const int pixels = walk.tile_quads * kQuad;
+  q.first += pixels, q.tile.first += pixels;
+  q.tile.pixels = walk.S - q.tile.first < pixels ? int(walk.S - q.tile.first) : pixels;
+}
+
 // body(q) for each of the thread's quads in the block's chunk; the whole block takes part in each tile.
 template <int kAccess, class Params, class Body>
 FD_DEVICE void each_quad(const Loss<Params>& a, const Body& body) {
   const uint32_t b = blockIdx.x / a.chunks, chunk = blockIdx.x - b * a.chunks;
-  for (int round = 0; round < kRounds; ++round) {
-    const int64_t index = int64_t(chunk) * kRounds + round;
-    if (kAccess == kTiles) {
-      if (index >= a.walk.tiles) break;
-      Quad q = place_tile(a.walk, a.home, b, uint32_t(index));
-      q.tile.aligned = a.aligned;
-      body(q);
-    } else {
-      const Quad q = place_quad<kAccess>(a.walk, b, index * kBlock + threadIdx.x);
+  if constexpr (kAccess == kTiles) {
+    Quad q = place_tile(a.walk, a.home, b, chunk * kRounds);
+    q.tile.aligned = a.aligned;
+    for (int round = 0; round < kRounds && q.tile.pixels > 0; ++round, next_tile(a.walk, q)) body(q);
+  } else {
+    for (int round = 0; round < kRounds; ++round) {
+      const Quad q = place_quad<kAccess>(a.walk, b, (int64_t(chunk) * kRounds + round) * kBlock + threadIdx.x);
       if (q.count) body(q);
     }
   }
 }
 
-template <int kAccess>
-FD_DEVICE bool exists(const Quad& q, int j) {
-  return kAccess == kTiles ? q.tile.has<kQuad>(q.tile.runs) : j < q.count;
+// Adds what add(sum, j) makes of each of the quad's elements that exist; in a tile they all do or none.
+template <int kAccess, class Add>
+FD_DEVICE float sum_of(float sum, const Quad& q, const Add& add) {
+  if (kAccess == kTiles && !q.tile.has<kQuad>(q.tile.runs)) return sum;
+  FD_UNROLL
+  for (int j = 0; j < kQuad; ++j)
+    if (kAccess == kTiles || j < q.count) sum = add(sum, j);
+  return sum;
 }
 
 // The block's chunk is done: the sample's result, or a number for sum_kernel.

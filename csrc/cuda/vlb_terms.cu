@@ -44,9 +44,7 @@ __global__ void __launch_bounds__(kBlock) vlb_terms_kernel(const VlbTerms a) {
   each_quad<kAccess>(a, [&](const Quad& q) {
     Terms found;
     terms<kAccess, T>(a, s, q, found);
-    FD_UNROLL
-    for (int j = 0; j < kQuad; ++j)
-      if (exists<kAccess>(q, j)) sum += found[j].value;
+    sum = sum_of<kAccess>(sum, q, [&](float sum, int j) { return sum + found[j].value; });
   });
   put_sum(a, sum, a.p.terms, a.p.workspace);
 }

@@ -23,6 +23,7 @@ CASES = {
     "odd and not square": (2, 16, 7, 11),
     "several tiles, the last one short": (1, 32, 20, 13),
     "long": (1, 4, 67, 65),
+    "several tiles for one program": (1, 128, 16, 16),
     "sequence": (2, 16, 13),
     "no space": (3, 16),
     "volume": (2, 8, 2, 3, 5),

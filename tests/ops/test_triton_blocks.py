@@ -136,3 +136,22 @@ def test_tuning_keeps_what_is_faster_by_the_margin():
     table = blocks.tuned(time)
     assert table == (MANY._replace(block=2048, per_warp=128), *blocks.BUILT_IN[1:])
     assert blocks.rows(torch.zeros(1)) is blocks.BUILT_IN
+
+
+@pytest.mark.parametrize(("kind", "rounds", "tiles"), [("rms_norm_silu", 4, 2), ("rms_norm_silu_backward", 2, 4)])
+def test_tiles_of_pixels_that_all_exist_are_several_a_program(kind, rounds, tiles):
+    from fastdiff.ops.triton.rms_norm_silu import plan_pages
+
+    pages = plan_pages(torch.empty(1, 128, 16, 16), True, 8192, kind, rounds)
+    assert (pages.SPAN, pages.ROUNDS, pages.tiles, pages.num_warps) == (16, 2 * rounds, tiles, 4)
+    short = plan_pages(torch.empty(1, 128, 15, 16), True, 8192, kind, rounds)
+    assert (short.SPAN, short.ROUNDS, short.tiles) == (32, 1, 8)
+
+
+@pytest.mark.parametrize(("terms", "shape", "programs"), [
+    ({}, (1, 128, 32, 32), 8), ({"scale": True}, (1, 128, 32, 32), 32), ({}, (1, 128, 32, 31), 32)])  # fmt: skip
+def test_large_tiles_of_whole_groups_are_for_what_does_not_spill(terms, shape, programs):
+    from fastdiff.ops.triton.group_norm_silu_backward import _plan
+
+    plan = _plan(torch.empty(shape, dtype=torch.bfloat16), 32, True, bool(terms), False)
+    assert plan.group_tiles * plan.chunks == programs

@@ -3,13 +3,10 @@
 CUDA's rms_norm_silu, channels last: of 12.8 instructions an element 6 are its arithmetic, 3 of the norm and 3 of
 SiLU, and in bfloat16 3 its widening, twice, narrowing and access; the rest, 250 and in float32 430 for a thread's 64
 elements, finds the tile of any shape, reaches its vectors, reads the terms of any dtype, and adds up a position's
-channels, as Triton's does; inductor has the shape as constants. Widened once, or without branches in float32, it
-would spill.
+channels; inductor has the shape as constants, and Triton's program does so once for several tiles. Widened once, or
+without branches in float32, it would spill.
 The gradient, of 32 elements a thread, has two such sums, and those over positions, which it makes in shared memory.
-vlb_terms exact: the mass between two ends, exact in the tails, takes two Mills ratios (26), a logarithm (17) and two
-exponentials of full precision; inductor's is a difference of two erf, which keeps no digit in the tails.
-CUDA's float32 gradient of group_norm_silu has four elements an access where bfloat16 has eight, at the same cost;
-Triton's gradients, channels last, exchange their sums, and with dropout the mask, between the layouts.
+CUDA's float32 gradient of group_norm_silu has four elements an access where bfloat16 has eight, at the same cost.
 """
 
 MORE = {
@@ -18,11 +15,4 @@ MORE = {
     "cuda rms_norm_silu_backward f32 last": 0.61,
     "cuda rms_norm_silu bf16 last": 0.58,
     "cuda rms_norm_silu_backward bf16 last": 0.59,
-    "cuda vlb_terms exact bf16 last": 0.55,
-    "triton rms_norm_silu f32 last": 0.7,
-    "triton rms_norm_silu_backward f32 last": 0.56,
-    "triton group_norm_silu_backward film bf16 last": 0.51,
-    "triton group_norm_silu_backward dropout bf16 last": 0.59,
-    "triton rms_norm_silu bf16 last": 0.6,
-    "triton vlb_terms exact bf16 last": 0.53,
 }

@@ -21,7 +21,7 @@ WHOLE = 0
 BLOCKS = {  # what a block may be, of each kind of kernels
     "image": (256, 4096),
     "group_norm_silu": (1024, 16384),
-    "group_norm_silu_backward": (1024, 8192),
+    "group_norm_silu_backward": (1024, 16384),
     "rms_norm_silu": (1024, 8192),
     "rms_norm_silu_backward": (1024, 8192),
 }
@@ -49,6 +49,7 @@ BUILT_IN = (
     Row("group_norm_silu", 16384, WHOLE, 1024),
     Row("group_norm_silu", ANY, 4096, 1024),
     Row("group_norm_silu_backward", 8192, WHOLE, 1024),
+    Row("group_norm_silu_backward", 16384, WHOLE, 1024),
     Row("group_norm_silu_backward", ANY, 4096, 1024),
     Row("rms_norm_silu", ANY, 4096, 1024),
     Row("rms_norm_silu_backward", ANY, 4096, 1024),

@@ -42,13 +42,17 @@ class Groups(NamedTuple):
         return G % self.GROUPS == 0 and D % self.WIDTH == 0 and S % self.SPAN == 0
 
 
-def plan_groups(x, G, last, kind="group_norm_silu"):
-    """Tiles for x's G groups: of nothing but its shape, layout and element size, and the table of blocks."""
+def plan_groups(x, G, last, kind="group_norm_silu", most=blocks.ANY):
+    """Tiles for x's G groups: of nothing but its shape, layout and element size, and the table of blocks.
+
+    most: elements of a tile of whole groups.
+    """
     S, D, itemsize = x[0, 0].numel(), x.shape[1] // G, x.element_size()
     width, span = power_of_two(D), power_of_two(S)
     per_sector = max(1, SECTOR // (width * itemsize)) if last else max(1, 256 // (width * span))
     groups = min(power_of_two(G), per_sector)
-    sizes = blocks.row(kind, groups * width * span, x)
+    elements = groups * width * span
+    sizes = blocks.row(kind, elements if elements <= most else blocks.ANY, x)
     if sizes.block != blocks.WHOLE:
         groups = groups if last else 1
         width = min(width, MAX_WIDTH)
@@ -61,6 +65,11 @@ def plan_groups(x, G, last, kind="group_norm_silu"):
     chunks = triton.cdiv(D, width) * position_chunks
     plan = Groups(groups, width, span, triton.cdiv(G, groups), chunks, position_chunks, 0)
     return plan._replace(num_warps=sizes.warps(groups * width * span, plan.full(G, D, S)))
+
+
+def merge_warps(elements):
+    """Of a kernel that merges so many partial results at a time."""
+    return min(4, max(1, elements // 256))
 
 
 @triton.jit
@@ -357,6 +366,7 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
             return
         partial = torch.empty((B, groups, plan.chunks, 2), dtype=torch.float32, device=x.device)
         chunk_statistics_kernel[grid](x, add, partial, add_stride=strides["add_stride"], **chunks, **shape)
+        block = min(power_of_two(plan.chunks), MERGE)
         merge_statistics_kernel[(B * groups,)](partial, mean, rstd, S, count=count, eps=eps, D=D, WIDTH=plan.WIDTH,
-                                               SPAN=plan.SPAN, BLOCK=min(power_of_two(plan.chunks), MERGE), **chunks)
+                                               SPAN=plan.SPAN, BLOCK=block, num_warps=merge_warps(block), **chunks)
         apply_kernel[grid](x, weight, bias, add, scale, shift, y, mean, rstd, **options, **strides, **chunks, **shape)

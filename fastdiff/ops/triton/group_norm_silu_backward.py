@@ -22,6 +22,7 @@ from .group_norm_silu import (
     group_sums,
     kept,
     locate_groups,
+    merge_warps,
     modulation,
     normalized,
     plan_groups,
@@ -33,6 +34,8 @@ from .group_norm_silu import (
 from .tiles import channels_last, device_of, index_dtype, power_of_two
 
 MERGE = 2048         # partial sums merged at a time
+MOST = 8192          # elements of a tile of whole groups where registers do not suffice for more: _plan
+WIDTHS_WITH_DROPOUT = (4, 16)
 BATCH_BLOCK = 16     # samples and channels of a tile in the sum over the batch
 CHANNEL_BLOCK = 64
 
@@ -229,13 +232,22 @@ def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, s
                                                                CHANNELS=CHANNEL_BLOCK)
 
 
+def _plan(x, groups, last, film, drops):
+    """As the table has it; tiles of more than MOST elements only where they do not spill on any architecture."""
+    kind, S, D = "group_norm_silu_backward", x[0, 0].numel(), x.shape[1] // groups
+    plan = plan_groups(x, groups, last, kind)
+    suffice = last and not film and plan.full(groups, D, S) and (D in WIDTHS_WITH_DROPOUT if drops else D > 1)
+    return plan if suffice else plan_groups(x, groups, last, kind, MOST)
+
+
 def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_add,
                       grad_scale, grad_shift, sums, drop):
     """Everything but the sum over the batch, in one kernel or, where a group does not fit on chip, three."""
     B, C = x.shape[:2]
     S, D = x[0, 0].numel(), C // groups
     last, count = channels_last(x), float(D * S)
-    plan = plan_groups(x, groups, last, "group_norm_silu_backward")
+    plan = _plan(x, groups, last, any(term is not None for term in (add, scale, shift)),
+                 drop["rng"] is not None)
     shape = dict(C=C, S=S, G=groups, group_tiles=plan.group_tiles, SILU=silu, LAST=last, D=D, GROUPS=plan.GROUPS,
                  WIDTH=plan.WIDTH, SPAN=plan.SPAN, FULL=plan.full(groups, D, S),
                  BLOCKS=blocks_are_whole(drop["rng"], S, plan.SPAN), INDEX=index_dtype(C * S),
@@ -251,11 +263,12 @@ def _sample_gradients(grad_y, x, mean, rstd, weight, bias, groups, add, scale, s
     partial = torch.empty((B, plan.position_chunks, 3, C), dtype=torch.float32, device=x.device)
     means = torch.empty((B, groups, 2), dtype=torch.float32, device=x.device)
     width = power_of_two(D)
+    block = min(power_of_two(plan.position_chunks), max(1, MERGE // width))
     chunk_sums_kernel[grid](*given, partial, **chunks, **strides, **shape)
     merge_sums_kernel[(B * groups,)](
         partial, rstd, weight, bias, scale, shift, grad_add, grad_scale, grad_shift, sums, means, C, S, groups,
         position_chunks=plan.position_chunks, count=count, scale_stride=strides["scale_stride"],
         shift_stride=strides["shift_stride"], D=D, WIDTH=width,
-        BLOCK=min(power_of_two(plan.position_chunks), max(1, MERGE // width)))
+        BLOCK=block, num_warps=merge_warps(block * width))
     if grad_x is not None:
         apply_gradient_kernel[grid](*given, grad_x, means, **chunks, **strides, **shape)

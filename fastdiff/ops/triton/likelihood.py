@@ -140,7 +140,7 @@ def erf_mass(given, half, first, last):
     centre = tl.where(outermost, tl.where(last, -given, given), -tl.abs(given))
     log_mass, by_shift, by_scale = wide_bin(centre, half, outermost)
     is_wide = (half >= 0.25) | (centre * half <= -0.25) | outermost
-    if tl.min(tl.min(is_wide.to(tl.int32), axis=1), axis=0) == 0:
+    if tl.min(tl.reshape(is_wide.to(tl.int32), (is_wide.numel,), can_reorder=True), axis=0) == 0:
         narrow, narrow_shift, narrow_scale = narrow_bin(centre, half)
         log_mass = tl.where(is_wide, log_mass, narrow)
         by_shift = tl.where(is_wide, by_shift, narrow_shift)

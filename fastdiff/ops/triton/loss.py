@@ -27,8 +27,9 @@ def factor(t, weight, sample_weight, sample, T):
 
 @triton.jit
 def total(value, inside):
-    """Of the elements inside, in a fixed order."""
-    return tl.sum(tl.sum(tl.where(inside, value, 0.0), axis=1), axis=0)
+    """Of the elements inside, in a fixed order, each lane's own first."""
+    counted = tl.where(inside, value, 0.0)
+    return tl.sum(tl.reshape(counted, (counted.numel,), can_reorder=True), axis=0)
 
 
 @triton.jit

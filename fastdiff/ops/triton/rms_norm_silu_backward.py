@@ -16,39 +16,38 @@ from .group_norm_silu_backward import BATCH_BLOCK, CHANNEL_BLOCK, sum_batch_kern
 from .rms_norm_silu import (
     UNALIGNED,
     UNSPECIALIZED,
+    are_inside,
     limited,
+    locate_chunk,
     locate_page,
     plan_pages,
-    read_chunk,
+    read_parts,
     reciprocal_norm,
+    write_parts,
 )
 from .tiles import channels_last, device_of, index_dtype
 
 ON_CHIP = 8192       # elements of the largest tile: two values each
+ROUNDS = 2           # of plan_pages
 TILE_BLOCK = 32      # tiles of a sample whose sums are added up at a time
 
 
 @triton.jit
-def chunk_gradient(values, grad_y, weight, scale, shift, scale_stride, shift_stride, r, sample, c, real, inside,
-                   SILU: tl.constexpr):
-    """n and dh of a chunk, and the gain of its channels."""
-    n = values * r[None, :]
-    a, b = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
-    dh = tl.load(grad_y, mask=inside, other=0.0).to(tl.float32)
+def chunk_gradient(n, grad_y, a, b, inside, SILU: tl.constexpr):
+    """dh of a chunk; 0 outside."""
+    dh = read_parts(grad_y, inside)
     if SILU:
         dh *= slope(tl.fma(n, exponent(a, SILU)[:, None], exponent(b, SILU)[:, None]))
-    return n, dh, a
+    return dh
 
 
 @triton.jit
-def add_chunk(products, partial, n, dh, a, c, real, C):
-    """products [positions] and a * dh * n; stores the chunk's sums over the positions."""
-    product = dh * n
+def store_sums(partial, Q, P, c, real, C):
+    """A tile's, of channels."""
     if partial is not None:
-        sums = partial + tl.program_id(0).to(tl.int64) * 2 * C
-        tl.store(sums + c, tl.sum(product, axis=1), mask=real)
-        tl.store(sums + C + c, tl.sum(dh, axis=1), mask=real)
-    return products + tl.sum(a[:, None] * product, axis=0)
+        partial += tl.program_id(0).to(tl.int64) * 2 * C
+        tl.store(partial + c, Q, mask=real)
+        tl.store(partial + C + c, P, mask=real)
 
 
 @triton.jit
@@ -57,9 +56,24 @@ def mean_of(products, norm, most, C):
 
 
 @triton.jit
-def write_chunk(grad_x, n, dh, a, r, mean, inside):
-    value = r[None, :] * tl.fma(a[:, None], dh, n * -mean[None, :])
-    tl.store(grad_x, value.to(grad_x.dtype.element_ty), mask=inside)
+def input_gradient(n, dh, a, r, mean):
+    return r[None, :] * tl.fma(a[:, None], dh, n * -mean[None, :])
+
+
+@triton.jit
+def tile_gradient(grad_y, x, grad_x, base, offset, inside, a, b, C, eps, most, SILU: tl.constexpr,
+                  PART: tl.constexpr):
+    """dh and dh * n of a tile that has all channels; stores grad_x."""
+    values = read_parts(x + base + offset, inside)
+    norm = reciprocal_norm(tl.sum(values * values, axis=0), C, eps)
+    r = limited(norm, most)
+    n = values * r[None, :]
+    dh = chunk_gradient(n, grad_y + base + offset, a, b, inside, SILU)
+    product = dh * n
+    if grad_x is not None:
+        mean = mean_of(tl.sum(a[:, None] * product, axis=0), norm, most, C)
+        write_parts(grad_x + base + offset, input_gradient(n, dh, a, r, mean), inside, PART)
+    return dh, product
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
@@ -69,37 +83,49 @@ def rms_norm_silu_backward_kernel(grad_y, x,          # [B, C, S]
                                   grad_x,             # [B, C, S] or None
                                   partial,            # [B, tiles, 2, C] or None: Q, P
                                   C, S, tiles, eps, most, scale_stride, shift_stride,
-                                  SILU: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
-                                  CHUNKS: tl.constexpr, FULL: tl.constexpr, INDEX: tl.constexpr):
-    sample, s, exists = locate_page(S, tiles, SPAN, FULL)
-    values, c, real, offset, inside = read_chunk(x, 0, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
-    squares = tl.sum(values * values, axis=0)
-    for chunk in range(1, CHUNKS):
-        values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
-        squares += tl.sum(values * values, axis=0)
-    norm = reciprocal_norm(squares, C, eps)
-    r = limited(norm, most)
-    products = tl.zeros((SPAN,), tl.float32)
+                                  SILU: tl.constexpr, LAST: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr,
+                                  SPAN: tl.constexpr, ROUNDS: tl.constexpr, CHUNKS: tl.constexpr, FULL: tl.constexpr,
+                                  INDEX: tl.constexpr):
+    sample, s = locate_page(tiles, ROUNDS * SPAN, SPAN)
     if CHUNKS == 1:
-        n, dh, a = chunk_gradient(values, grad_y + offset, weight, scale, shift, scale_stride, shift_stride, r, sample,
-                                  c, real, inside, SILU)
-        products = add_chunk(products, partial, n, dh, a, c, real, C)
-        if grad_x is not None:
-            write_chunk(grad_x + offset, n, dh, a, r, mean_of(products, norm, most, C), inside)
+        c, real, base, offset = locate_chunk(0, sample, s, C, S, WIDTH, PART, LAST, FULL, INDEX)
+        a, b = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
+        inside = are_inside(real, s, S, PART, FULL)
+        P, Q = tile_gradient(grad_y, x, grad_x, base, offset, inside, a, b, C, eps, most, SILU, PART)
+        for round in range(1, ROUNDS):
+            offset += SPAN * C if LAST else SPAN
+            inside = are_inside(real, s + round * SPAN, S, PART, FULL)
+            dh, product = tile_gradient(grad_y, x, grad_x, base, offset, inside, a, b, C, eps, most, SILU, PART)
+            P += dh
+            Q += product
+        store_sums(partial, tl.sum(Q, axis=1), tl.sum(P, axis=1), c, real, C)
     else:
+        squares = tl.zeros((SPAN,), tl.float32)
         for chunk in range(CHUNKS):
-            values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL, INDEX)
-            n, dh, a = chunk_gradient(values, grad_y + offset, weight, scale, shift, scale_stride, shift_stride, r,
-                                      sample, c, real, inside, SILU)
-            products = add_chunk(products, partial, n, dh, a, c, real, C)
+            c, real, base, offset = locate_chunk(chunk, sample, s, C, S, WIDTH, PART, LAST, FULL, INDEX)
+            values = read_parts(x + base + offset, are_inside(real, s, S, PART, FULL))
+            squares += tl.sum(values * values, axis=0)
+        norm = reciprocal_norm(squares, C, eps)
+        r = limited(norm, most)
+        products = tl.zeros((SPAN,), tl.float32)
+        for chunk in range(CHUNKS):
+            c, real, base, offset = locate_chunk(chunk, sample, s, C, S, WIDTH, PART, LAST, FULL, INDEX)
+            a, b = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
+            inside = are_inside(real, s, S, PART, FULL)
+            n = read_parts(x + base + offset, inside) * r[None, :]
+            dh = chunk_gradient(n, grad_y + base + offset, a, b, inside, SILU)
+            product = dh * n
+            store_sums(partial, tl.sum(product, axis=1), tl.sum(dh, axis=1), c, real, C)
+            products += tl.sum(a[:, None] * product, axis=0)
         if grad_x is not None:
             mean = mean_of(products, norm, most, C)
             for chunk in range(CHUNKS):
-                values, c, real, offset, inside = read_chunk(x, chunk, sample, s, exists, C, S, WIDTH, LAST, FULL,
-                                                             INDEX)
-                n, dh, a = chunk_gradient(values, grad_y + offset, weight, scale, shift, scale_stride, shift_stride, r,
-                                          sample, c, real, inside, SILU)
-                write_chunk(grad_x + offset, n, dh, a, r, mean, inside)
+                c, real, base, offset = locate_chunk(chunk, sample, s, C, S, WIDTH, PART, LAST, FULL, INDEX)
+                a, b = modulation(weight, None, scale, shift, sample, scale_stride, shift_stride, c, real)
+                inside = are_inside(real, s, S, PART, FULL)
+                n = read_parts(x + base + offset, inside) * r[None, :]
+                dh = chunk_gradient(n, grad_y + base + offset, a, b, inside, SILU)
+                write_parts(grad_x + base + offset, input_gradient(n, dh, a, r, mean), inside, PART)
 
 
 @triton.jit(do_not_specialize=["scale_stride"], do_not_specialize_on_alignment=UNALIGNED)
@@ -134,13 +160,14 @@ def rms_norm_silu_backward(grad_y, x, weight, eps, most, scale, shift, silu, gra
         return
     B, C = x.shape[:2]
     S, last = x[0, 0].numel(), channels_last(x)
-    plan = plan_pages(x, last, ON_CHIP, "rms_norm_silu_backward")
+    plan = plan_pages(x, last, ON_CHIP, "rms_norm_silu_backward", ROUNDS)
     with device_of(x):
         partial = torch.empty((B, plan.tiles, 2, C), device=x.device) if of_channels else None
         rms_norm_silu_backward_kernel[(B * plan.tiles,)](
             aligned(grad_y), aligned(x), weight, scale, shift, grad_x, partial, C, S, plan.tiles, eps, most,
-            row_stride(scale), row_stride(shift), SILU=silu, LAST=last, WIDTH=plan.WIDTH, SPAN=plan.SPAN,
-            CHUNKS=plan.CHUNKS, FULL=plan.full(C, S), INDEX=index_dtype(C * S), num_warps=plan.num_warps,
+            row_stride(scale), row_stride(shift), SILU=silu, LAST=last, WIDTH=plan.WIDTH, PART=plan.PART,
+            SPAN=plan.SPAN, ROUNDS=plan.ROUNDS, CHUNKS=plan.CHUNKS, FULL=plan.full(C, S), INDEX=index_dtype(C * S),
+            num_warps=plan.num_warps,
             enable_fp_fusion=False)  # a product fused into a sum's first step would differ from lane to lane
         if of_channels:
             _sum_tiles(partial, weight, scale, grad_weight, grad_scale, grad_shift)
