@@ -39,6 +39,7 @@ BELOW = {  # (language, kernel, dtype, layout) that are not there yet
     ("triton", "q_sample_kernel", "f32", "last"): "three channels are no vector",
     ("triton", "q_sample_kernel", "bf16", "last"): "three channels are no vector",
     ("triton", "whole_groups_kernel", "bf16", "last"): "a group's four channels are eight bytes",
+    ("triton", "whole_groups_backward_kernel", "bf16", "last"): "a group's four channels are eight bytes",
     ("triton", "apply_gradient_kernel", "bf16", "last"): "a group's four channels are eight bytes",
     ("triton", "chunk_sums_kernel", "bf16", "last"): "a group's four channels are eight bytes",
 }
