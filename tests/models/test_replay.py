@@ -132,6 +132,7 @@ CHANGES = {
     "data": lambda net: setattr(net.conv_out.bias, "data", net.conv_out.bias + 1),
     "a new parameter": lambda net: setattr(net.conv_out, "bias", torch.nn.Parameter(net.conv_out.bias + 1)),
     "no parameter": lambda net: setattr(net.conv_out, "bias", None),
+    "a parameter less": lambda net: net.conv_out._parameters.pop("bias"),
     "a module": lambda net: net.middle.__setitem__("attention", torch.nn.Identity().eval()),
     "an attribute": lambda net: setattr(net.norm_out, "eps", 1.0),
 }
