@@ -465,7 +465,7 @@ PyObject* replay(Arguments a) {
       for (auto call = made->calls.begin(); call != made->calls.end() && status.code == kOk; ++call) status = (*call)();
       return status;
     };
-    run(all, made->elements);
+    owned(run(all, made->elements));
   }
   return result(status);
 }
