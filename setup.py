@@ -315,14 +315,13 @@ class NinjaFile:
         kernels = max(1, len(self._sources("cuda/*.cu")))
         env = dict(os.environ)  # how many architectures one nvcc compiles at a time is no reason to compile again
         env["NVCC_APPEND_FLAGS"] = f"{env.get('NVCC_APPEND_FLAGS', '')} --threads {max(1, jobs // kernels)}".strip()
-        process = subprocess.Popen(
-            command, cwd=self.root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         lines = []
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.strip())
-        if process.wait():
+        with subprocess.Popen(command, cwd=self.root, env=env, text=True, **output) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line.strip())
+        if process.returncode:
             raise CompileError(next((line for line in lines if "error" in line.lower()), lines[-1]))
 
 

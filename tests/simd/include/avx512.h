@@ -1,0 +1,187 @@
+// The AVX-512 that csrc/cpu uses, by AVX2 and lane by lane, so that its sources run on a processor without it.
+// Included before a source; it then takes itself for compiled with -mavx512f (and -mavx512bf16).
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulated {
+
+#define EMULATED static inline __attribute__((always_inline, unused))
+
+// What is the same for both halves of a register.
+struct Halves { __m256 low, high; };
+
+EMULATED Halves halves(__m512 v) { Halves h; memcpy(&h, &v, sizeof h); return h; }
+EMULATED __m512 joined(__m256 low, __m256 high) {
+  const Halves h = {low, high};
+  __m512 v;
+  memcpy(&v, &h, sizeof v);
+  return v;
+}
+
+template <class T, class Vector> struct Lanes {
+  T lane[sizeof(Vector) / sizeof(T)];
+  explicit Lanes(Vector v) { memcpy(lane, &v, sizeof v); }
+  Lanes() = default;
+  operator Vector() const { Vector v; memcpy(&v, lane, sizeof v); return v; }
+};
+typedef Lanes<float, __m512> Floats;
+typedef Lanes<int32_t, __m512i> Words;
+typedef Lanes<uint16_t, __m512i> Shorts;
+
+EMULATED __m512 fmadd(__m512 a, __m512 b, __m512 c) {
+  const Halves x = halves(a), y = halves(b), z = halves(c);
+  return joined(_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high));
+}
+EMULATED __m512 sqrt(__m512 v) {
+  const Halves x = halves(v);
+  return joined(_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high));
+}
+EMULATED __m512 min(__m512 a, __m512 b) {
+  const Halves x = halves(a), y = halves(b);
+  return joined(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
+}
+EMULATED __m512 max(__m512 a, __m512 b) {
+  const Halves x = halves(a), y = halves(b);
+  return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+}
+EMULATED __m512 unpacklo(__m512 a, __m512 b) {
+  const Halves x = halves(a), y = halves(b);
+  return joined(_mm256_unpacklo_ps(x.low, y.low), _mm256_unpacklo_ps(x.high, y.high));
+}
+EMULATED __m512 unpackhi(__m512 a, __m512 b) {
+  const Halves x = halves(a), y = halves(b);
+  return joined(_mm256_unpackhi_ps(x.low, y.low), _mm256_unpackhi_ps(x.high, y.high));
+}
+
+EMULATED __m512 set1(float value) { return joined(_mm256_set1_ps(value), _mm256_set1_ps(value)); }
+EMULATED __m512i set1_32(int value) { return (__m512i)joined((__m256)_mm256_set1_epi32(value), (__m256)_mm256_set1_epi32(value)); }
+EMULATED __m512i set1_64(long long value) {
+  return (__m512i)joined((__m256)_mm256_set1_epi64x(value), (__m256)_mm256_set1_epi64x(value));
+}
+template <class... Lane> EMULATED __m512i setr_32(Lane... lanes) {
+  const int32_t lane[16] = {int32_t(lanes)...};
+  __m512i v;
+  memcpy(&v, lane, sizeof v);
+  return v;
+}
+template <class... Lane> EMULATED __m512i set_16(Lane... from_the_last) {
+  const uint16_t reversed[32] = {uint16_t(from_the_last)...};
+  Shorts v;
+  for (int i = 0; i < 32; ++i) v.lane[i] = reversed[31 - i];
+  return v;
+}
+
+EMULATED __m512i mul_32(__m512i a, __m512i b) {
+  const Halves x = halves((__m512)a), y = halves((__m512)b);
+  return (__m512i)joined((__m256)_mm256_mul_epu32((__m256i)x.low, (__m256i)y.low),
+                         (__m256)_mm256_mul_epu32((__m256i)x.high, (__m256i)y.high));
+}
+EMULATED __mmask16 test_32(__m512i a, __m512i b) {
+  const Words x(a), y(b);
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= unsigned((x.lane[i] & y.lane[i]) != 0) << i;
+  return mask;
+}
+EMULATED __m512i mask_add_32(__m512i source, __mmask16 mask, __m512i a, __m512i b) {
+  Words result(source);
+  const Words x(a), y(b);
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) result.lane[i] = int32_t(uint32_t(x.lane[i]) + uint32_t(y.lane[i]));
+  return result;
+}
+
+EMULATED __m512 permutex2var(__m512 a, __m512i lanes, __m512 b) {
+  const Floats x(a), y(b);
+  const Words from(lanes);
+  Floats result;
+  for (int i = 0; i < 16; ++i) result.lane[i] = (from.lane[i] & 16 ? y : x).lane[from.lane[i] & 15];
+  return result;
+}
+EMULATED __m512i permutexvar_16(__m512i lanes, __m512i v) {
+  const Shorts from(lanes), x(v);
+  Shorts result;
+  for (int i = 0; i < 32; ++i) result.lane[i] = x.lane[from.lane[i] & 31];
+  return result;
+}
+
+EMULATED __m512 cvtph(__m256i halfs) {
+  return joined(_mm256_cvtph_ps(_mm256_castsi256_si128(halfs)), _mm256_cvtph_ps(_mm256_extracti128_si256(halfs, 1)));
+}
+EMULATED __m256i cvtps_to_nearest(__m512 v) {
+  const Halves x = halves(v);
+  return _mm256_set_m128i(_mm256_cvtps_ph(x.high, 0), _mm256_cvtps_ph(x.low, 0));
+}
+EMULATED __m512i widened_bytes(__m128i v) {
+  return (__m512i)joined((__m256)_mm256_cvtepu8_epi32(v), (__m256)_mm256_cvtepu8_epi32(_mm_srli_si128(v, 8)));
+}
+
+// v - floor(v); 0 of an infinity.
+EMULATED __m512 reduce_from_floor(__m512 v) {
+  Floats result(v);
+  for (float& x : result.lane) x = std::isinf(x) ? 0 : x - floorf(x);
+  return result;
+}
+// a 2^floor(b).
+EMULATED __m512 scalef(__m512 a, __m512 b) {
+  Floats result(a);
+  const Floats by(b);
+  for (int i = 0; i < 16; ++i) {
+    const float power = by.lane[i] < -400 ? -400 : by.lane[i] > 400 ? 400 : floorf(by.lane[i]);
+    result.lane[i] = power == power ? ldexpf(result.lane[i], int(power)) : power;
+  }
+  return result;
+}
+
+// The bfloat16 of b in the lower half of the register, of a in the upper one; subnormal numbers become 0.
+EMULATED uint16_t bfloat16(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, sizeof bits);
+  if (v != v) return uint16_t(bits >> 16 | 0x40);
+  if ((bits & 0x7f800000) == 0) return uint16_t(bits >> 16 & 0x8000);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+EMULATED __m512bh cvtne2ps(__m512 a, __m512 b) {
+  const Floats high(a), low(b);
+  Shorts result;
+  for (int i = 0; i < 16; ++i) {
+    result.lane[i] = bfloat16(low.lane[i]);
+    result.lane[i + 16] = bfloat16(high.lane[i]);
+  }
+  return (__m512bh)(__m512i)result;
+}
+
+#undef EMULATED
+
+}  // namespace emulated
+
+#define _mm512_fmadd_ps emulated::fmadd
+#define _mm512_sqrt_ps emulated::sqrt
+#define _mm512_min_ps emulated::min
+#define _mm512_max_ps emulated::max
+#define _mm512_unpacklo_ps emulated::unpacklo
+#define _mm512_unpackhi_ps emulated::unpackhi
+#define _mm512_set1_ps emulated::set1
+#define _mm512_set1_epi32 emulated::set1_32
+#define _mm512_set1_epi64 emulated::set1_64
+#define _mm512_setr_epi32 emulated::setr_32
+#define _mm512_set_epi16 emulated::set_16
+#define _mm512_mul_epu32 emulated::mul_32
+#define _mm512_test_epi32_mask emulated::test_32
+#define _mm512_mask_add_epi32 emulated::mask_add_32
+#define _mm512_permutex2var_ps emulated::permutex2var
+#define _mm512_permutexvar_epi16 emulated::permutexvar_16
+#define _mm512_cvtph_ps emulated::cvtph
+#define _mm512_cvtps_ph(v, rounding) emulated::cvtps_to_nearest(v)
+#define _mm512_cvtepu8_epi32 emulated::widened_bytes
+#define _mm512_reduce_ps(v, rounding) emulated::reduce_from_floor(v)
+#define _mm512_scalef_ps emulated::scalef
+#define _mm512_cvtne2ps_pbh emulated::cvtne2ps
+
+#define __AVX512F__ 1
+#ifdef EMULATED_BF16
+#define __AVX512BF16__ 1
+#endif
