@@ -316,11 +316,35 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     });
   }
 
+  // The same where a channel is whole packs of four vectors: short ones would wait for sum_run to begin.
+  template <Form kForm>
+  void sum_packs(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
+    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
+    const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
+    S* dh = p.grad_x ? dh_of(b, k, i) : nullptr;
+    const int64_t length = p.S, stride = in_place() ? p.S : padded(p.S);
+    const bool adds = p.grad_add;
+    for (int64_t j = i; j < i + n; ++j, x += length, grad_y += length) {
+      V P = {}, Q = {}, R = {};
+      for (int64_t at = 0; at < length; at += 4 * kLanes<T>) {
+        const Whole<T, 4> place{at};
+        const auto e = at_run<kForm, 4>(place, b, x, grad_y, nullptr, k, j);
+        if (dh) place.set_term(dh + (j - i) * stride, e.dh);
+        P += vector_sum(e.dh), Q += vector_sum(e.dh * e.d);
+        if (adds) R += vector_sum(e.d);
+      }
+      const int64_t row = (j - i) * kLanes<T>;
+      store(lanes[kP] + row, P), store(lanes[kQ] + row, Q), store(lanes[kR] + row, R);
+    }
+  }
+
   template <Form kForm> void sum_runs(int64_t b, const Block<T>& k) const {
+    const bool packs = kForm == kSilu && p.S % (4 * kLanes<T>) == 0 && p.S <= kPiece * kStep<T>;
     S lanes[3][kLanes<T> * kLanes<T>] = {};
     each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
       if (p.S == kLanes<T>) sum_vectors<kForm, 1>(b, k, i, count, lanes);
       else if (p.S == kStep<T>) sum_vectors<kForm, 2>(b, k, i, count, lanes);
+      else if (packs) sum_packs<kForm>(b, k, i, count, lanes);
       else for (int j = 0; j < count; ++j) {
         S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
         sum_run<kForm>(b, k, i + j, row);
