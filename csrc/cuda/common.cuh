@@ -344,12 +344,6 @@ FD_DEVICE float silu(float h) {
   return sizeof(T) == 2 ? approximate_quotient(h, 1.0f + exp_minus(h)) : h * sigmoid(h);
 }
 
-// Its derivative, within a few ulp.
-FD_DEVICE float slope_of_silu(float h) {
-  const float gate = approximate_quotient(1.0f, 1.0f + exp_minus(h));
-  return gate * fmaf(h, 1.0f - gate, 1.0f);
-}
-
 // v, of which the compiler knows nothing: what is made of it is made here, not kept in registers from an earlier use.
 FD_DEVICE int afresh(int v) {
 #ifdef __CUDACC__

@@ -23,6 +23,7 @@ constexpr int kMergeThreads = 256, kStrides = 32;
 
 enum Part { kWhole, kSums, kApply };
 enum Sum { kP, kQ, kR, kAll };
+typedef Vec<float, 4> Four;
 
 struct Backward {
   GroupNormSiluBackwardParams p;
@@ -55,11 +56,18 @@ struct Block {
 
   const Backward& a;
   const Region& tile;
-  // Of a channel: its group's mean less add, and rstd; gain and offset; and what grad_x = dh slope + n tilt + level.
-  Shared<float> mask, group, map, share, scratch;
+  // Of a channel: its group's mean less add, rstd, gain and offset; and what grad_x = dh slope + n tilt + level.
+  Shared<Four> terms, share;
+  Shared<float> mask, scratch;
 
   FD_MEMBER Block(const Backward& a, const Region& tile, Shared<float> shared)
-      : a(a), tile(tile), mask(shared), group(mask + (kDrop ? a.tiling.width * mask_words(a.tiling) : 0)), map(group + 2 * a.tiling.width), share(map + 2 * a.tiling.width), scratch(share + 3 * a.tiling.width) {}
+      : a(a), tile(tile), terms(seen_as<Four>(shared)), share(terms + a.tiling.width),
+        mask(seen_as<float>(share + a.tiling.width)),
+        scratch(mask + (kDrop ? a.tiling.width * mask_words(a.tiling) : 0)) {}
+
+  // Gain and offset are these times themselves (slope_of_exponent), and what takes that back.
+  FD_MEMBER float factor() const { return a.p.silu ? kMinusLog2E : 1.0f; }
+  FD_MEMBER float inverse() const { return a.p.silu ? -kLn2 : 1.0f; }
 
   FD_MEMBER void load_terms() const {
     const Corner at(a.tiling);
@@ -67,18 +75,14 @@ struct Block {
     for (int i = threadIdx.x; i < tile.channels; i += blockDim.x) {
       const int64_t c = at.c + i, g = at.group(a.tiling, i / tile.D);
       const float gain = gain_of(a.p, at.b, c), rstd = load(static_cast<const float*>(a.p.rstd) + g);
-      group[2 * i] = load(static_cast<const float*>(a.p.mean) + g) - add_of(a.p, at.b, c);
-      group[2 * i + 1] = rstd;
-      map[2 * i] = gain;
-      map[2 * i + 1] = offset_of(a.p, at.b, c);
+      const float center = load(static_cast<const float*>(a.p.mean) + g) - add_of(a.p, at.b, c);
+      terms[i] = Four{{center, rstd, factor() * gain, factor() * offset_of(a.p, at.b, c)}};
       if (a.part == kApply) set_share(i, rstd, gain, load(a.means + 2 * g), load(a.means + 2 * g + 1));
     }
   }
 
   FD_MEMBER void set_share(int c, float rstd, float gain, float mean_a, float mean_b) const {
-    share[3 * c] = rstd * gain;
-    share[3 * c + 1] = -rstd * mean_b;
-    share[3 * c + 2] = -rstd * mean_a;
+    share[c] = Four{{rstd * gain, -rstd * mean_b, -rstd * mean_a, 0.0f}};
   }
 
   FD_MEMBER void drop(Values& grad_y) const {
@@ -97,45 +101,55 @@ struct Block {
   FD_MEMBER void differentiate(Values& n, Values& dh) const {
     if (kDrop) drop(dh);
     if (!kLast) return differentiate_rows(n, dh);
-    each_with<2>(tile, group, [&](int i, int64_t, const float (&group)[2][V]) {
+    Four of[V];
+    get_columns(terms, of);
+    tile.each([&](int i, int64_t) {
       FD_UNROLL
-      for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - group[0][j]) * group[1][j];
+      for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - of[j].at[0]) * of[j].at[1];
     });
     if (!a.p.silu) return;
-    each_with<2>(tile, map, [&](int i, int64_t, const float (&map)[2][V]) {
+    tile.each([&](int i, int64_t) {
       FD_UNROLL
-      for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_silu(fmaf(n[i][j], map[0][j], map[1][j]));
+      for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_exponent(fmaf(n[i][j], of[j].at[2], of[j].at[3]));
     });
+  }
+
+  // Of the channels of the thread's vectors, channels last.
+  FD_MEMBER void get_columns(Shared<Four> channels, Four (&of)[V]) const {
+    FD_UNROLL
+    for (int j = 0; j < V; ++j) of[j] = channels[tile.column() * V + j];
   }
 
   // Channels first, all in one walk; and P, Q and R, an entry a vector.
   FD_MEMBER void differentiate_rows(Values& n, Values& dh) const {
-    const int all = tile.channels * pitch();
-    tile.each_placed([&](int i, int64_t, int row, int column) {
-      const float mean = group[2 * row], rstd = group[2 * row + 1], gain = map[2 * row], offset = map[2 * row + 1];
+    const int first = threadIdx.x, more = pitch() - lanes();
+    tile.each_placed([&](int i, int64_t, int row, int) {
+      const Four of = terms[row];
       FD_UNROLL
-      for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - mean) * rstd;
+      for (int j = 0; j < V; ++j) n[i][j] = (n[i][j] - of.at[0]) * of.at[1];
       if (a.p.silu) {
         FD_UNROLL
-        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_silu(fmaf(n[i][j], gain, offset));
+        for (int j = 0; j < V; ++j) dh[i][j] *= slope_of_exponent(fmaf(n[i][j], of.at[2], of.at[3]));
       }
       if (a.part == kApply) return;
-      float sum[kAll] = {};
+      float sum[kAll] = {dh[i][0], dh[i][0] * n[i][0], n[i][0]};
       FD_UNROLL
-      for (int j = 0; j < V; ++j) sum[kP] += dh[i][j], sum[kQ] = fmaf(dh[i][j], n[i][j], sum[kQ]), sum[kR] += n[i][j];
-      FD_UNROLL
-      for (int k = 0; k < kAll; ++k) entries()[k * all + row * pitch() + column] = sum[k];
+      for (int j = 1; j < V; ++j) sum[kP] += dh[i][j], sum[kQ] = fmaf(dh[i][j], n[i][j], sum[kQ]), sum[kR] += n[i][j];
+      put_entry(first + i * tile.active + row * more, sum);
     });
   }
 
   FD_MEMBER int lanes() const { return kLast ? tile.active / tile.columns : tile.columns; }
   FD_MEMBER int pitch() const { return lanes() | 1; }
+  FD_MEMBER void put_entry(int i, const float (&sum)[kAll]) const {
+    FD_UNROLL
+    for (int k = 0; k < kAll; ++k) entries()[kAll * i + k] = sum[k];
+  }
   FD_MEMBER Shared<float> channel_sums() const { return scratch; }
   FD_MEMBER Shared<float> entries() const { return scratch + kAll * a.tiling.width; }
 
   // Channels last, an entry a thread and channel.
   FD_MEMBER void put_columns(const Values& n, const Values& dh) const {
-    const int all = tile.channels * pitch();
     FD_UNROLL
     for (int k = 0; k < kAll; ++k) {
       float sum[V] = {};
@@ -147,7 +161,7 @@ struct Block {
       }
       if (tile.row() >= lanes()) continue;
       FD_UNROLL
-      for (int j = 0; j < V; ++j) entries()[k * all + (tile.column() * V + j) * pitch() + tile.row()] = sum[j];
+      for (int j = 0; j < V; ++j) entries()[kAll * ((tile.column() * V + j) * pitch() + tile.row()) + k] = sum[j];
     }
   }
 
@@ -155,9 +169,9 @@ struct Block {
   FD_MEMBER void sum_channels(const Values& n, const Values& dh) const {
     if (kLast) put_columns(n, dh);
     __syncthreads();
-    const int all = tile.channels * pitch(), tall = pitch();
+    const int tall = pitch();
     const Shared<float> in = entries(), out = channel_sums();
-    sum_rows<kAll>(tile.channels, lanes(), [&](int k, int c, int i) -> float { return in[k * all + c * tall + i]; },
+    sum_rows<kAll>(tile.channels, lanes(), [&](int k, int c, int i) -> float { return in[kAll * (c * tall + i) + k]; },
                    [&](int c, int lane, int, const float (&sum)[kAll]) {
                      if (lane != 0) return;
                      const Corner at(a.tiling);
@@ -171,29 +185,45 @@ struct Block {
     __syncthreads();
   }
 
+  FD_MEMBER float gain_at(int c) const { return Four(terms[c]).at[2]; }   // times factor
+
   // A and B of the groups, and what they settle.
   FD_MEMBER void sum_groups() const {
     const int D = tile.D, C = tile.channels;
     const Shared<float> in = channel_sums();
-    const float share = reciprocal(float(D) * float(a.tiling.S));
-    sum_rows<2>(tile.groups, D, [&](int k, int g, int i) { return map[2 * (g * D + i)] * in[k * C + g * D + i]; },
+    const float back = inverse(), share = back * reciprocal(float(D) * float(a.tiling.S));
+    sum_rows<2>(tile.groups, D, [&](int k, int g, int i) { return gain_at(g * D + i) * in[k * C + g * D + i]; },
                 [&](int g, int lane, int lanes, const float (&sums)[2]) {
                   const float mean_a = sums[kP] * share, mean_b = sums[kQ] * share;
                   FD_ROLLED
                   for (int c = g * D + lane; c < g * D + D; c += lanes)
-                    set_share(c, group[2 * c + 1], map[2 * c], mean_a, mean_b);
+                    set_share(c, Four(terms[c]).at[1], back * gain_at(c), mean_a, mean_b);
                   if (lane == 0) put(a.means, Corner(a.tiling).group(a.tiling, g), mean_a, mean_b);
                 });
     __syncthreads();
   }
 
   FD_MEMBER void write(const Values& n, const Values& dh) const {
-    each_with<3>(tile, share, [&](int i, int64_t at, const float (&map)[3][V]) {
-      float grad_x[V];
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) grad_x[j] = fmaf(dh[i][j], map[0][j], fmaf(n[i][j], map[1][j], map[2][j]));
-      tile.store(a.p.grad_x, a.aligned, at, grad_x);
-    });
+    if (kLast) {
+      Four of[V];
+      get_columns(share, of);
+      tile.each([&](int i, int64_t at) { write(at, n[i], dh[i], of); });
+    } else {
+      tile.each_placed([&](int i, int64_t at, int row, int) {
+        const Four same = share[row];
+        Four of[V];
+        FD_UNROLL
+        for (int j = 0; j < V; ++j) of[j] = same;
+        write(at, n[i], dh[i], of);
+      });
+    }
+  }
+
+  FD_MEMBER void write(int64_t at, const float (&n)[V], const float (&dh)[V], const Four (&of)[V]) const {
+    float grad_x[V];
+    FD_UNROLL
+    for (int j = 0; j < V; ++j) grad_x[j] = fmaf(dh[j], of[j].at[0], fmaf(n[j], of[j].at[1], of[j].at[2]));
+    tile.store(a.p.grad_x, a.aligned, at, grad_x);
   }
 };
 
@@ -321,7 +351,7 @@ Tiling tiling_of(const GroupNormSiluBackwardParams& p) {
 size_t shared_bytes(const Backward& a) {
   const Tiling& t = a.tiling;
   const int64_t mask = a.p.drop.rng ? t.width * mask_words(t) : 0;
-  return sizeof(float) * (7 * t.width + kAll * (t.width + entries_of(t, kWish)) + mask);
+  return sizeof(float) * (8 * t.width + kAll * (t.width + entries_of(t, kWish)) + mask);
 }
 
 template <class T, bool kLast>

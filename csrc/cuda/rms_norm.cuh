@@ -284,14 +284,9 @@ struct Page {
   }
 };
 
-// h / (1 + e^-h) and its derivative, of z = -h log2(e), within a few ulp.
+// h / (1 + e^-h) of z = -h log2(e), within a few ulp.
 FD_DEVICE float silu_of_exponent(float z) {
   return approximate_quotient(z, fmaf(exp2_of(z), kMinusLog2E, kMinusLog2E));
-}
-
-FD_DEVICE float slope_of_exponent(float z) {
-  const float gate = approximate_reciprocal(1.0f + exp2_of(z));
-  return gate * fmaf(z, fmaf(gate, kLn2, -kLn2), 1.0f);
 }
 
 // 1 / sqrt(mean of squares + eps) of a position; finite.
