@@ -4,6 +4,9 @@
 // first, a channel's positions; channels last, a position's channels. A thread has the vectors of one column whose
 // lines lie `rows` apart. Where the channels are more than the threads hold they come in chunks, which are read again.
 // The cut, and with it the order of every sum, depends on the shape, layout and element size alone.
+//
+// Where it comes out even (is_whole) a tile is one piece of memory, of which a thread has every kUsualThreads-th
+// vector: a kernel of its own needs no bounds, no strides and no chunks. Its sums are made in the same order.
 #pragma once
 #include "group_norm.cuh"
 
@@ -67,6 +70,11 @@ static inline Paging make_paging(int64_t C, int64_t S, int32_t layout, int size,
   return p;
 }
 
+// Of vectors, for else a line is no power of two, and of one chunk, for more would be of kMaxThreads.
+static inline bool is_whole(const Paging& p) {
+  return p.in_warps && p.S % p.span == 0 && p.rows * p.columns == kUsualThreads;
+}
+
 // Room for one addend a thread and line or a thread and element of a line, in rows of odd pitch.
 static inline int64_t entries_of(const Paging& p) {
   return at_least(int64_t(p.lines) * (p.columns | 1), int64_t(p.width) * (p.rows | 1));
@@ -78,8 +86,8 @@ static inline int64_t pixel_entries_of(const Paging& p) {
   return p.last ? int64_t(p.lines) * (p.columns | 1) : int64_t(p.width) * (p.rows | 1);
 }
 
-// This block's tile.
-template <class T, int V, bool kLast, int kPerThread>
+// This block's tile. kWhole: is_whole(p), and all tensors aligned to vectors.
+template <class T, int V, bool kLast, int kPerThread, bool kWhole = false>
 struct Page {
   static constexpr int kHeld = held_of(kPerThread, V), kPixels = kLast ? kHeld : V, kOwn = kLast ? V : kHeld,
                        kTerms = kLast ? V : 1;
@@ -96,7 +104,7 @@ struct Page {
   FD_MEMBER explicit Page(const Paging& p) : p(p) {
     b = blockIdx.x / uint32_t(p.tiles), tile = blockIdx.x % uint32_t(p.tiles), first = int64_t(tile) * p.span;
     row = int32_t(threadIdx.x) / p.columns, column = int32_t(threadIdx.x) - row * p.columns;
-    exists = row < p.rows;
+    exists = kWhole || row < p.rows;
   }
 
   FD_MEMBER static constexpr int pixel(int i, int j) { return kLast ? i : j; }
@@ -109,6 +117,7 @@ struct Page {
 
   FD_MEMBER int positions() const { return p.S - first < p.span ? int(p.S - first) : p.span; }
   FD_MEMBER int channels(int chunk) const {
+    if (kWhole) return p.channels;
     return p.C - chunk * p.channels < p.channels ? p.C - chunk * p.channels : p.channels;
   }
 
@@ -119,6 +128,7 @@ struct Page {
   };
 
   FD_MEMBER Part part(int chunk) const {
+    if (kWhole) return {(int64_t(blockIdx.x) * (kHeld * kUsualThreads) + int(threadIdx.x)) * V, kUsualThreads * V, 0};
     const int lines = kLast ? positions() : channels(chunk), width = kLast ? channels(chunk) : positions();
     const int c = chunk * p.channels;
     const int64_t length = kLast ? p.C : p.S, line = kLast ? b * p.S + first + row : b * p.C + (c + row);
@@ -134,8 +144,11 @@ struct Page {
       if (kAll || i * p.rows < part.lines) body(i, part.first + i * part.apart);
   }
 
+  FD_MEMBER bool in_warps() const { return kWhole || (kLast && p.in_warps); }
+
   // Whether a chunk's vectors are all there, and can be reached as such.
   FD_MEMBER bool is_plain(const Part& part, bool aligned) const {
+    if (kWhole) return true;
     return V > 1 && aligned && part.lines > (kHeld - 1) * p.rows;
   }
 
@@ -179,7 +192,7 @@ struct Page {
 
   // A number of each of the thread's positions, from shared memory, where sum_pixels placed it.
   FD_MEMBER void take_pixels(Shared<float> numbers, float (&v)[kPixels]) const {
-    if (kLast && p.in_warps) {
+    if (in_warps()) {
       const Shared<Vec<float, 4>> at = seen_as<Vec<float, 4>>(numbers + row * kPixels);
       FD_UNROLL
       for (int i = 0; i < kPixels; ++i) v[i] = Vec<float, 4>(at[i / 4]).at[i % 4];
@@ -234,7 +247,7 @@ struct Page {
   // memory. The whole block calls this, and has the sums after its next barrier.
   template <class Emit>
   FD_MEMBER void sum_pixels(const Pixels& mine, Shared<float> entries, const Emit& emit) const {
-    if (kLast && p.in_warps) {
+    if (in_warps()) {
       const float sum = sum_in_warps(mine, entries);
       if (exists && column < kPixels) emit(row * kPixels + column, sum);
       return;

@@ -17,9 +17,10 @@ struct Forward {
   float eps, most;
 };
 
-template <class T, int V, bool kLast>
+// kWhole: as of Page, and there is an activation.
+template <class T, int V, bool kLast, bool kWhole>
 struct Block {
-  typedef cuda::Page<T, V, kLast, kPerThread> Page;
+  typedef cuda::Page<T, V, kLast, kPerThread, kWhole> Page;
   typedef typename Page::Raw Raw;
   typedef typename Page::Part Part;
 
@@ -32,7 +33,7 @@ struct Block {
         entries(deviation + a.paging.span) {}
 
   FD_MEMBER void take_terms(int chunk) const {
-    load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), a.p.silu ? kMinusLog2E : 1.0f, terms);
+    load_terms(a.p, a.paging, page.b, chunk, page.channels(chunk), kWhole || a.p.silu ? kMinusLog2E : 1.0f, terms);
   }
 
   FD_MEMBER void put_deviations(const typename Page::Pixels& sums) const {
@@ -66,17 +67,17 @@ struct Block {
 
   FD_MEMBER void write(const Part& part, const Raw& raw) const {
     if (!page.exists) return;
-    if (kLast && sizeof(T) == 2 && a.p.silu && page.is_plain(part, a.aligned)) write_as<true>(part, raw);
+    if (kWhole || (kLast && sizeof(T) == 2 && a.p.silu && page.is_plain(part, a.aligned))) write_as<true>(part, raw);
     else write_as<false>(part, raw);
   }
 };
 
-template <class T, int V, bool kLast>
+template <class T, int V, bool kLast, bool kWhole = false>
 __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_kernel(const Forward a) {
   FD_DYNAMIC_SHARED(float, shared);
-  typedef Block<T, V, kLast> Block;
+  typedef Block<T, V, kLast, kWhole> Block;
   const Block block(a, shared);
-  const int last = a.paging.chunks - 1;
+  const int last = kWhole ? 0 : a.paging.chunks - 1;
   typename Block::Raw raw;
   typename Block::Page::Pixels sums = {};
   typename Block::Part part;
@@ -100,8 +101,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_kernel(const For
 }
 
 template <class T>
-auto kernel_for(const Paging& t) {
+auto kernel_for(const Paging& t, bool whole) {
   constexpr int V = 16 / sizeof(T);
+  if (whole) return rms_norm_silu_kernel<T, V, true, true>;
   if (t.vector == 1) return t.last ? rms_norm_silu_kernel<T, 1, true> : rms_norm_silu_kernel<T, 1, false>;
   return t.last ? rms_norm_silu_kernel<T, V, true> : rms_norm_silu_kernel<T, V, false>;
 }
@@ -116,7 +118,8 @@ Status rms_norm_silu(const RmsNormSiluParams& p, Place place) {
     const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y)) % 16 == 0;
     const Forward a = {p, t, aligned, float(p.eps), float(p.most)};
     const size_t shared = sizeof(float) * (2 * t.channels + t.span + pixel_entries_of(t));
-    return launch(kernel_for<T>(t), static_cast<unsigned>(p.B * t.tiles), t.threads, shared, place, a);
+    const bool whole = is_whole(t) && aligned && p.silu;
+    return launch(kernel_for<T>(t, whole), static_cast<unsigned>(p.B * t.tiles), t.threads, shared, place, a);
   });
 }
 

@@ -28,9 +28,10 @@ struct Backward {
 
 FD_DEVICE void put(float* sums, int64_t i, float P, float Q) { store(sums + 2 * i, Vec<float, 2>{{P, Q}}); }
 
-template <class T, int V, bool kLast>
+// kWhole: as of Page, and there is an activation.
+template <class T, int V, bool kLast, bool kWhole>
 struct Block {
-  typedef cuda::Page<T, V, kLast, kPerThread> Page;
+  typedef cuda::Page<T, V, kLast, kPerThread, kWhole> Page;
   typedef typename Page::Values Values;
   typedef typename Page::Part Part;
 
@@ -42,7 +43,7 @@ struct Block {
   const Shared<float> terms, deviation, share, entries;
 
   FD_MEMBER Block(const Backward& a, Shared<float> shared)
-      : a(a), page(a.paging), factor(a.p.silu ? kMinusLog2E : 1.0f), terms(shared),
+      : a(a), page(a.paging), factor(kWhole || a.p.silu ? kMinusLog2E : 1.0f), terms(shared),
         deviation(terms + 2 * a.paging.channels), share(deviation + a.paging.span), entries(share + a.paging.span) {}
 
   FD_MEMBER void load(const Part& part, const void* data, Values& v) const {
@@ -69,7 +70,7 @@ struct Block {
     float r[Page::kPixels];
     if (!page.exists) return;
     page.take_pixels(deviation, r);
-    if (a.p.silu) differentiate_as<true>(r, n, dh);
+    if (kWhole || a.p.silu) differentiate_as<true>(r, n, dh);
     else differentiate_as<false>(r, n, dh);
   }
 
@@ -130,11 +131,11 @@ struct Block {
   }
 
   // Of what weigh makes of dh. Of 32 bits, channels last, registers do not suffice for two ways.
-  static constexpr bool kMayTell = sizeof(T) == 2 || !kLast;
+  static constexpr bool kMayTell = kWhole || sizeof(T) == 2 || !kLast;
 
   FD_MEMBER void write(const Part& part, const Values& n, const Values& dh) const {
     if (!page.exists) return;
-    const float back = a.p.silu ? -kLn2 : 1.0f;     // 1 / factor
+    const float back = kWhole || a.p.silu ? -kLn2 : 1.0f;   // 1 / factor
     float r[Page::kPixels], mean[Page::kPixels];
     page.take_pixels(deviation, r);
     page.take_pixels(share, mean);
@@ -161,12 +162,12 @@ struct Block {
   }
 };
 
-template <class T, int V, bool kLast>
+template <class T, int V, bool kLast, bool kWhole = false>
 __global__ void __launch_bounds__(kMaxThreads, 1) rms_norm_silu_backward_kernel(const Backward a) {
   FD_DYNAMIC_SHARED(float, shared);
-  typedef Block<T, V, kLast> Block;
+  typedef Block<T, V, kLast, kWhole> Block;
   const Block block(a, shared);
-  const int last = a.paging.chunks - 1;
+  const int last = kWhole ? 0 : a.paging.chunks - 1;
   typename Block::Values n, dh;
   typename Block::Page::Pixels squares = {}, products = {}, again = {};
   typename Block::Part part;
@@ -260,8 +261,9 @@ Status clear_all(const RmsNormSiluBackwardParams& p, Place place) {
 }
 
 template <class T>
-auto kernel_for(const Paging& t) {
+auto kernel_for(const Paging& t, bool whole) {
   constexpr int V = 16 / sizeof(T);
+  if (whole) return rms_norm_silu_backward_kernel<T, V, true, true>;
   if (t.vector == 1)
     return t.last ? rms_norm_silu_backward_kernel<T, 1, true> : rms_norm_silu_backward_kernel<T, 1, false>;
   return t.last ? rms_norm_silu_backward_kernel<T, V, true> : rms_norm_silu_backward_kernel<T, V, false>;
@@ -272,7 +274,8 @@ Status run(const Backward& a, Place place) {
   const Paging& t = a.paging;
   const size_t shared = sizeof(float) * (2 * t.channels + 2 * t.span + kAll * entries_of(t));
   const unsigned blocks = static_cast<unsigned>(divide_up(t.C, kWarp));
-  Status status = launch(kernel_for<T>(t), static_cast<unsigned>(a.p.B * t.tiles), t.threads, shared, place, a);
+  const auto kernel = kernel_for<T>(t, is_whole(t) && a.aligned && a.p.silu);
+  Status status = launch(kernel, static_cast<unsigned>(a.p.B * t.tiles), t.threads, shared, place, a);
   if (status.code != kOk || !a.has_sums) return status;
   status = launch(sample_kernel, static_cast<unsigned>(a.p.B) * blocks, kStrides * kWarp, 0, place, a);
   if (status.code != kOk || !a.p.grad_weight) return status;

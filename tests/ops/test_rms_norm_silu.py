@@ -24,6 +24,7 @@ CASES = {
     "several tiles, the last one short": (1, 32, 20, 13),
     "long": (1, 4, 67, 65),
     "several tiles for one program": (1, 128, 16, 16),
+    "full tiles of several samples": (2, 64, 16, 32),
     "sequence": (2, 16, 13),
     "no space": (3, 16),
     "volume": (2, 8, 2, 3, 5),

@@ -8,6 +8,7 @@ from fastdiff import ops
 from fastdiff.ops import native, rng
 from tests.ops import test_group_norm_silu as norm
 from tests.ops import test_reverse_step as step
+from tests.ops import test_rms_norm_silu as rms
 from tests.ops.accuracy import same_bits
 from tests.simt import harness
 
@@ -82,6 +83,27 @@ def test_activations_that_no_vector_reaches(dtype):
         assert same_bits(y, expected) and same_bits(here.grad, apart.grad)
     alone = [norm.fused(x=apart, groups=2, residual=residual.detach()) for residual in (apart, here)]
     assert same_bits(*alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("silu", [True, False])
+def test_full_pages_that_no_vector_reaches(dtype, silu):
+    """Of rms_norm_silu, channels last: where vectors reach them a kernel of their own is as exact to the bit."""
+    shape = (2, 64, 16, 16)
+    arguments = rms.inputs(shape, dtype, "cpu")
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    grad_y = rms.upstream(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def run(x, grad_y):
+        return rms.with_gradients(lambda **a: ops.rms_norm_silu(**a, silu=silu), arguments | {"x": x}, grad_y)
+
+    x = arguments["x"]
+    expected = run(x, grad_y)
+    for given in ((apart(x), grad_y), (x, apart(grad_y))):
+        assert all(same_bits(a, b) for a, b in zip(run(*given), expected, strict=True))
+    short = [each[..., :15].contiguous(memory_format=torch.channels_last) for each in (x, grad_y)]  # no tile is full
+    for of_short, of_full in zip(run(*short)[:2], expected[:2], strict=True):
+        assert same_bits(of_short, of_full[..., :15])
 
 
 def apart(tensor, elements=1):
