@@ -2,7 +2,7 @@
 
 A name is that of a row, "cuda q_sample of u8 drawn bf16 first", or how those of counted rows begin, "triton"; none: all
 of these. Results go to the output as JSON, a line a row, which is how the tests run it: in a process of its own, where
-Triton does not interpret. With --update the counts are kept in counts.json, and what stands in more.py is printed.
+Triton does not interpret. With --update the counts are kept in counts.json, and what executes more than it may is printed.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main():
             kept.update(found)
     if options.update:
         for name, share in kept.too_many(kept.read()["rows"]).items():
-            print(f'    "{name}": {share},')
+            print(f"{name}: {share} of inductor's")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import pytest
 
 from . import cuda_kernels, kept, simulator, triton_kernels
 from .cases_losses import CASES
-from .more import MORE
 from .plants import PLANTS
 
 if simulator.unavailable():
@@ -69,7 +68,7 @@ def test_instructions(row, result):
     if kept.toolchain()[language] == counts["toolchain"][language]:
         assert result["count"] <= kept.SLACK * counts["rows"][row]
     share = kept.share(row, {**counts["rows"], row: result["count"]})
-    assert share <= MORE.get(row, kept.allowed(row))
+    assert share <= kept.allowed(row)
 
 
 @pytest.mark.parametrize("row", [pytest.param(f"inductor {case}", marks=pytest.mark.slow) for case in kept.counted()])
