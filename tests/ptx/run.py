@@ -2,7 +2,7 @@
 
 A name is that of a row, "cuda q_sample of u8 drawn bf16 first", or how those of counted rows begin, "triton"; none: all
 of these. Results go to the output as JSON, a line a row, which is how the tests run it: in a process of its own, where
-Triton does not interpret. With --update the counts are kept in counts.json, and what executes more than it may is printed.
+Triton does not interpret. With --update the counts are kept in counts.json, and what executes too many is printed.
 """
 
 import argparse
