@@ -14,7 +14,7 @@ from fastdiff.ops import reference
 from tests.ops.test_reverse_step import DDPM, table
 from tests.simt.harness import ARGUMENTS
 
-IMAGES, LATENTS, ODD, GROUPS = (2, 3, 32, 32), (2, 4, 32, 32), (2, 3, 5, 7), 32
+IMAGES, LATENTS, ODD, EVEN, GROUPS = (2, 3, 32, 32), (2, 4, 32, 32), (2, 3, 5, 7), (2, 3, 6, 6), 32
 TIMESTEPS = 10
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.uint8: "u8"}
 OUTPUTS = {op: {name.rstrip("*") for name in names.split() if name.endswith("*")} for op, names in ARGUMENTS.items()}
@@ -48,7 +48,9 @@ class Case:
         return {name: given.get(name, defaults.get(name)) for name in parameters}
 
     def outputs(self, arguments):
-        return {name: arguments[name] for name in OUTPUTS[self.op] if isinstance(arguments.get(name), torch.Tensor)}
+        undefined = ("mean", "rstd") if not math.prod(self.shape) else ()  # of no elements
+        names = OUTPUTS[self.op].difference(undefined)
+        return {name: arguments[name] for name in names if isinstance(arguments.get(name), torch.Tensor)}
 
 
 class Data:
@@ -92,8 +94,8 @@ class Data:
 
 
 def images_of(variant):
-    """odd: no row is of vectors."""
-    return ODD if variant.endswith("odd") else IMAGES
+    """odd: no row is of vectors; even: they are of four elements, not of eight."""
+    return {"odd": ODD, "even": EVEN}.get(variant.rpartition(" ")[2], IMAGES)
 
 
 def normal(dtype, last, variant):
@@ -127,13 +129,14 @@ ROWS = {
 
 def reverse_step(dtype, last, variant):
     """A float32 state, and a state of the dtype where it is narrow; a network of the dtype; both of the layout."""
-    shape = ODD if variant.endswith("odd") else LATENTS
+    shape = images_of(variant) if variant.endswith(("odd", "even")) else LATENTS
     B, C, *space = shape
+    words = variant.split()
 
     def make(data):
-        row = {**ROWS.get(variant, ROWS["drawn"]), "c_in": 0.7}
-        wide = dtype if variant.startswith("narrow") else torch.float32
-        copies, halves = 1 + (variant == "guided"), 1 + (variant == "learned")
+        row = {**next((ROWS[word] for word in words if word in ROWS), ROWS["drawn"]), "c_in": 0.7}
+        wide = dtype if "narrow" in words else torch.float32
+        copies, halves = 1 + ("guided" in words), 1 + ("learned" in words)
         given = dict(x=data.image(wide), model_output=data.image(shape=(copies * B, halves * C, *space)),
                      rows=table(row, row), row=torch.tensor([0]), out=data.empty(wide),
                      model_input=data.empty(shape=(copies * B, C, *space)))  # fmt: skip
@@ -150,6 +153,7 @@ def reverse_step(dtype, last, variant):
 BLOCKS = {  # of group_norm_silu: a group fits on chip, with or without all terms; it does not; its rows are no vectors
     "": (8, 128, 32, 32), "film": (2, 128, 32, 32), "large": (1, 64, 128, 128), "odd": (2, 128, 15, 15),
     "dropout": (2, 128, 32, 32), "large dropout": (1, 64, 128, 128), "odd dropout": (2, 128, 15, 15),
+    "few": (2, 15, 7, 9), "few dropout": (2, 15, 7, 9), "large few": (1, 15, 64, 66),  # channels last, likewise
     "one group": (1, 8, 256, 264),  # of more chunks than every block would merge
     "empty": (2, 64, 0, 4),
 }  # fmt: skip
@@ -160,7 +164,7 @@ PAGES = {  # of rms_norm_silu: likewise, a position's channels
 
 
 def groups_of(variant):
-    return 1 if variant == "one group" else GROUPS
+    return 1 if variant == "one group" else 3 if "few" in variant else GROUPS
 
 
 def norm_terms(data, variant):

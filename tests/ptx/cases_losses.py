@@ -25,8 +25,8 @@ from .cases import (
 
 WIDE, NARROW, HALF = torch.float32, torch.bfloat16, torch.float16
 DTYPES, LAYOUTS = (WIDE, NARROW, HALF), (False, True)
-LOSSES, TERMS = ("", "learned", "large", "odd"), ("bound", "large", "decoder", "exact", "odd")
-STATES = ("odd", "narrow", "narrow odd")
+LOSSES, TERMS = ("", "learned", "large", "odd", "even"), ("bound", "large", "decoder", "exact", "odd")
+STATES = ("odd", "narrow", "narrow odd", "narrow even", "narrow learned", "narrow learned even")
 LARGE = (2, 3, 64, 64)  # a sample is several chunks
 
 
@@ -82,7 +82,7 @@ def vlb_terms(dtype, last, variant, backward):
 def _cases():
     for dtype in DTYPES:
         for last in LAYOUTS:
-            yield from (normal(dtype, last, variant) for variant in ("", "odd"))
+            yield from (normal(dtype, last, variant) for variant in ("", "odd", "even"))
             for source in (torch.uint8, WIDE):
                 yield from (q_sample(dtype, last, source, variant) for variant in ("drawn", "given"))
             yield from (q_sample(dtype, last, torch.uint8, variant) for variant in ("training", "odd"))
