@@ -81,6 +81,13 @@ def store_channel_gradients(P, Q, R, a, deviation, mean_a, mean_b, S,          #
         tl.store(sums + 2 * sample * C + C + c, gain * P, mask=real)
 
 
+@triton.jit
+def rounded(product, SPAN: tl.constexpr):
+    """Before it is summed. Where a thread has one element of a row, the product would be contracted with the first
+    addition: two lanes, each adding its own, not rounded, to the other's, would come to sums that differ."""
+    return product + 0.0 if SPAN <= 128 else product
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNALIGNED)
 def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
                                  mean, rstd,                         # [B, G]
@@ -101,9 +108,9 @@ def whole_groups_backward_kernel(grad_y, x,                          # [B, C, S]
     a, b = modulation(weight, bias, scale, shift, sample, scale_stride, shift_stride, c, real)
     dh = tile_gradient(grad_y + base + offset, n, inside, a, b, rng, sample_ids, sample, threshold, factor, stream_id,
                        c, 0, S, SILU, SPAN, BLOCKS, INDEX)
-    P = tl.sum(dh, axis=1)
-    Q = tl.sum(dh * n, axis=1)
-    R = tl.sum(n, axis=1) if grad_add is not None else P
+    P = tl.sum(rounded(dh, SPAN), axis=1)
+    Q = tl.sum(rounded(dh * n, SPAN), axis=1)
+    R = tl.sum(rounded(n, SPAN), axis=1) if grad_add is not None else P
     mean_a = to_channels(tl.div_rn(group_sums(a * P, GROUPS, WIDTH), count), GROUPS, WIDTH)
     mean_b = to_channels(tl.div_rn(group_sums(a * Q, GROUPS, WIDTH), count), GROUPS, WIDTH)
     deviation = tl.load(rstd + sample * G + c // D, mask=real, other=0.0)
