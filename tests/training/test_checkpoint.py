@@ -187,7 +187,7 @@ def test_another_state_is_refused_and_changes_nothing(tmp_path, make_model, stat
     tensors, rest = load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
     change(tensors, rest)
     save_file(tensors, path / "state.safetensors")
-    rest["crc32"] = checkpoint._checksum(path / "state.safetensors")
+    rest["crc32"] = checkpoint.checksum(path / "state.safetensors")
     (path / "state.json").write_text(json.dumps(rest))
     other = State(make_model(1))
     before = other.tree()
