@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import zlib
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastdiff import GaussianProcess, load_unet, ops, schedules
 from fastdiff.capture import Capture
-from fastdiff.training import EMA, Interrupted, TrainConfig, loop, posthoc, train
+from fastdiff.training import EMA, Interrupted, TrainConfig, checks, loop, posthoc, train
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
@@ -483,6 +484,16 @@ def test_accumulated_parts_are_the_batch(make_model, process, images, tmp_path):
     parts = run(make_model(), process, images, tmp_path / "parts", config(steps=3, accumulate=3))
     for name, value in one.state_dict().items():
         torch.testing.assert_close(value, parts.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_images_on_the_disk_are_told_apart_a_few_at_a_time(monkeypatch):
+    """Their checksum is that of all, whatever their layout, and takes no memory for all."""
+    images = torch.randint(256, (10, 4, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    seen, crc32 = [], zlib.crc32
+    monkeypatch.setattr(checks, "_AT_ONCE", 3 * 48)
+    monkeypatch.setattr(checks.zlib, "crc32", lambda part, *crc: (seen.append(len(part)), crc32(part, *crc))[1])
+    expected = crc32(images.contiguous().numpy())
+    assert checks.fingerprint(images) == {"shape": [10, 3, 4, 4], "crc32": expected} and seen == [3, 3, 3, 1]
 
 
 def test_learned_variances(make_model, images, tmp_path):
