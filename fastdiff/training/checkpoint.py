@@ -76,7 +76,8 @@ def save(directory, step, model, ema, optimizer, keep=2, extra=None, *, plain=No
     if hasattr(model, "save"):
         with _disk(), whole(Path(directory) / MODEL) as part:
             _save_averaged(part, model, ema, plain, tensors)
-    for path in list(checkpoints(directory).values())[keep:]:
+    before = [path for saved, path in checkpoints(directory).items() if saved <= step]
+    for path in before[keep:]:  # a later one was damaged, or the run would have gone on from there
         shutil.rmtree(path)
 
 
