@@ -233,6 +233,23 @@ def test_a_resumed_run_has_the_same_bits(make_model, process, images, tmp_path, 
     assert timeless[0] == timeless[1] and len(timeless[0]) == 15
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(make_model, process, images, tmp_path):
+    """A second one would take the first one's steps out of its metrics, and its checkpoints from under it."""
+    refused = r"out must be in use by no other process, got '.*a'"
+
+    def second(model, step):
+        before = contents(tmp_path / "a")
+        with pytest.raises(ValueError, match=refused):
+            run(make_model(), process, images, tmp_path / "a", options, resume=True)
+        assert contents(tmp_path / "a") == before
+        return images[0, 0].numpy()
+
+    options = config(sample_every=6)
+    run(make_model(), process, images, tmp_path / "a", options, draw=second)
+    run(make_model(), process, images, tmp_path / "a", config(sample_every=6, steps=18), draw=second, resume=True)
+    assert [line["step"] for line in lines(tmp_path / "a")] == [5, 10, 12, 15, 18]
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_begins_again(make_model, process, images, tmp_path):
     whole = run(make_model(), process, images, tmp_path / "whole")
     with pytest.raises(Killed):
