@@ -46,6 +46,25 @@ def whole_directory(path):
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def alone(path, name):
+    """This process alone has a directory until then, or until it dies; ValueError, which calls it `name`, else."""
+    import fcntl  # which Windows has not
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{name} must be in use by no other process, got {str(path)!r}") from None
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # of the handles of forked processes too
+        os.close(handle)
+
+
 def _finish(path):
     """On the disk, with the rights of any new file: safetensors makes its own readable to the owner alone."""
     os.chmod(path, 0o666 & ~_UMASK)

@@ -9,7 +9,10 @@ the gradient-noise scale of the bound with timesteps drawn evenly and by importa
 """
 
 import json
+import math
+from pathlib import Path
 
+from ..files import whole
 from . import figures
 
 
@@ -41,10 +44,20 @@ def _check(args):
     for name in foreign:
         if getattr(args, name) is not None:
             raise ValueError(f"{name} must not be given for {args.measure}, got {getattr(args, name)!r}")
-    if args.measure == "bpd" and len(args.run) > 1:
-        raise ValueError(f"run must be one directory for bpd, got {len(args.run)}")
     if args.measure == "bpd":
-        args.run = args.run[0]
+        _check_bpd(args)
+
+
+def _check_bpd(args):
+    if len(args.run) > 1:
+        raise ValueError(f"run must be one directory for bpd, got {len(args.run)}")
+    args.run = args.run[0]
+    for name in ("out", "plot"):
+        path = getattr(args, name)
+        if path and Path(path).is_dir():
+            raise ValueError(f"{name} must be a file, got the folder {path!r}")
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _bpd(args):
@@ -67,8 +80,9 @@ def _bpd(args):
     if args.plot:
         plots.bound(args.plot, bpd.Bound(*(sum(each) / said["images"] for each in _sums(parts))))
     if args.out:
-        with open(args.out, "w") as file:
-            file.write(json.dumps(said, indent=2) + "\n")
+        said["half_width"] = said["half_width"] if math.isfinite(said["half_width"]) else None  # of one image
+        with whole(args.out) as part:
+            part.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
     return 0
 
 
@@ -81,6 +95,8 @@ def _batches(args, model, device):
 
     told = runs.read_config(args.run)
     options = {} if args.data else {"data_dir": told.get("data_dir"), "on_error": told.get("on_error", "raise")}
+    if not (args.data or told.get("data")):
+        raise ValueError(f"data must be given for a run that tells none, got none in {args.run!r}")
     data = load(args.data or told["data"], told.get("image_size"), **options)
     if data.images.shape[1:] != torch.Size(model.sample_shape):
         raise ValueError(f"data must be of shape {list(model.sample_shape)}, got {list(data.images.shape[1:])}")

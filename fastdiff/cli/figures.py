@@ -1,6 +1,7 @@
 """`fastdiff evaluate figures`: of trained runs what Nichol and Dhariwal 2021 show of theirs."""
 
 import json
+import math
 from pathlib import Path
 
 FIGURES = ("beta-ratio", "skipping", "gradient-noise")
@@ -74,14 +75,16 @@ def _gradient_noise(loaded, args, path, device):
     found = {}
     for name, (run, model, process) in loaded.items():
         told = runs.read_config(run)
-        images = load(told["data"], told.get("image_size"), told.get("data_dir")).images.to(device)
+        options = {name: told[name] for name in ("image_size", "data_dir", "on_error") if name in told}
+        images = load(told["data"], **options).images.to(device)
         p = gradient_noise.importance(model.eval(), process, images, seed=args.seed)
         found[name] = {}
         for how, weights in (("uniform", None), ("importance", p)):
             each = gradient_noise.gradients(model, process, images, p=weights, batches=args.batches, seed=args.seed)
             found[name][how] = gradient_noise.noise_scale(each, 16)
     plots.bars(path, found, "gradient-noise scale of L_vlb")
-    return found
+    return {name: {how: value if math.isfinite(value) else None for how, value in each.items()}
+            for name, each in found.items()}  # fmt: skip
 
 
 _MAKERS = dict(zip(FIGURES, (_beta_ratio, _skipping, _gradient_noise), strict=True))

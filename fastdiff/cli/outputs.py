@@ -21,6 +21,26 @@ def check(out, resume=False):
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
+def complete(out, n):
+    """Whether a finished run has left n samples there; a grid does not tell how many. ValueError where others are."""
+    if out.suffix == ".png" or not out.exists() or not (out.suffix or any(out.iterdir())):
+        return out.is_file()
+    found = _length(out) if out.suffix else sum((out / f"{i:06d}.png").exists() for i in range(n))
+    if found != n or (not out.suffix and len(list(out.iterdir())) != n):
+        raise ValueError(f"out must be new, or hold the {n} samples of a finished run, got others in {str(out)!r}")
+    return True
+
+
+def _length(path):
+    """How many images an .npz of ours holds, from its header; -1 where it is another file."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+            np.lib.format.read_magic(member)
+            return np.lib.format.read_array_header_1_0(member)[0][0]
+    except (zipfile.BadZipFile, KeyError, ValueError, IndexError):
+        return -1
+
+
 def write(parts, out, labels=None):
     """The parts, uint8 [.., H, W, C], as the one file that `out` names."""
     if out.suffix == ".npz":

@@ -8,7 +8,7 @@ import torch
 from ..data.images import grid, save_png
 from ..models import load_unet
 from ..samplers import Sampler
-from ..training.checkpoint import MODEL, read_config
+from ..training.checkpoint import CONFIG, MODEL, read_config
 from . import processes
 
 
@@ -45,8 +45,18 @@ def load_run(directory, device="cpu"):
     path = Path(directory) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"run must have been trained, got {str(directory)!r} without {MODEL}")
-    model = with_classes(load_unet(path, device=device), config.get("classes"))
-    return model, processes.make(config["process"])
+    process = _process(config, directory)
+    return with_classes(load_unet(path, device=device), config.get("classes")), process
+
+
+def _process(config, directory):
+    """That of a run's config, which a run of `fastdiff.training.train` need not tell."""
+    options = config.get("process")
+    with contextlib.suppress(TypeError, KeyError):
+        if isinstance(options, dict):
+            return processes.make(options)
+    got = f"{options!r} in {str(directory)!r}"
+    raise ValueError(f"run must tell its process in {CONFIG} as fastdiff train does, got {got}")
 
 
 def with_classes(model, classes):

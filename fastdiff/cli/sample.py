@@ -61,7 +61,7 @@ def _sample(args, out, group):
 
     sampler, labels = _sampler(args, group)
     parts = Parts(out.with_name(f"{out.name}.parts"), args.n, min(args.batch_size, args.n), _settings(args))
-    if args.resume and not parts.folder.exists() and (out.is_file() or out.is_dir()):
+    if args.resume and not parts.folder.exists() and outputs.complete(out, args.n):
         return _say(group, f"{args.n} samples: {args.out}, whole already")
     none = None if labels is None else labels[:0]
     sampler.sample(sample_ids=[], seed=args.seed, condition=none)  # refuses what it would, before anything is written
@@ -154,10 +154,12 @@ def _fill(parts, sampler, labels, args, group):
 
 
 def _settings(args):
-    """What decides the samples' bytes."""
+    """What decides the samples' bytes: a run may have trained on since it was cut off."""
+    from ..training.checkpoint import MODEL, checksum
+
     free = ("run", "out", "resume", "quiet", "device", "threads", "main", "compile")
     settings = {name: value for name, value in vars(args).items() if name not in free}
-    return {**settings, "run": str(Path(args.run).resolve())}
+    return {**settings, "run": str(Path(args.run).resolve()), MODEL: checksum(Path(args.run) / MODEL)}
 
 
 def _say(group, text):

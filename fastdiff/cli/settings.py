@@ -30,6 +30,13 @@ COMMAND = dict(
 # What the data decide of the network.
 _OF_DATA = ("in_channels", "out_channels", "image_size", "image_width", "num_classes")
 _FACTS = ("images", "classes")  # what a config.json says besides options
+# What a file's values must be; TrainConfig and UNetConfig check theirs.
+_KINDS = {
+    **dict.fromkeys(("data", "out", "data_dir", "on_error", "device", "process", "schedule"), (str, "a text")),
+    **dict.fromkeys(("image_size", "threads", "num_samples", "num_timesteps"), (int, "an int")),
+    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max"), ((int, float), "a number")),
+    "class_conditional": (bool, "true or false"),
+}
 
 
 def gathered(args):
@@ -59,7 +66,6 @@ def make_settings(choices, images, classes=None):
     def chosen(names):
         return {name: choices[name] for name in names if name in choices}
 
-    config = TrainConfig(**chosen(field.name for field in fields(TrainConfig)))
     process = choices["process"]
     C, H, W = images.shape[1:]
     out = 2 * C if _learned(process) else C
@@ -67,7 +73,11 @@ def make_settings(choices, images, classes=None):
     of_data = dict(in_channels=C, out_channels=out, image_size=H, image_width=W)
     of_data["num_classes"] = None if classes is None else classes + 1
     network = chosen(field.name for field in fields(UNetConfig))
-    return config, process, UNetConfig(**{**network, **of_data})
+    try:
+        config = TrainConfig(**chosen(field.name for field in fields(TrainConfig)))
+        return config, process, UNetConfig(**{**network, **of_data})
+    except TypeError as error:  # a file's value of another kind
+        raise ValueError(str(error)) from error
 
 
 def _learned(process):
@@ -84,8 +94,17 @@ def read(path):
             continue
         if name not in known:
             raise ValueError(f"config must hold options of fastdiff train, got {name!r} in {str(path)!r}")
+        _check_kind(name, value)
         options[name] = tuple(value) if isinstance(value, list) else value
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_kind(name, value):
+    kind, rule = _KINDS.get(name, (None, None))
+    if value is None or kind is None:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
 
 
 def _known():

@@ -29,6 +29,8 @@ def load_npz(path):
     images = torch.from_numpy(np.ascontiguousarray(_bytes(_channels_first(array))))
     if labels is not None:
         labels = checked_labels(labels, len(images))
+    if classes is not None and classes.ndim != 1:
+        raise ValueError(f"classes must be a row of names, got shape {list(classes.shape)}")
     return Labelled(images, labels, None if classes is None else tuple(map(str, classes)))
 
 
@@ -38,6 +40,8 @@ def load_npy(path):
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # nothing is ever written, but torch asks that it may
     except (ValueError, EOFError) as error:
         raise ValueError(f"data must be an .npy with an array, got {str(path)!r}: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"data must be an .npy with an array, got {str(path)!r}: an .npz")
     if array.dtype != np.uint8:
         raise ValueError(f"data must be uint8 in an .npy, got {array.dtype}")
     return Labelled(torch.from_numpy(_channels_first(array)))

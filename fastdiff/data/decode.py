@@ -15,19 +15,21 @@ def decode(source, size=None):
 
     source: a path or a binary file. Raises ValueError for what is broken, no image, or of more than MAX_PIXELS.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"must be of at most {MAX_PIXELS} pixels, got {image.width} x {image.height}")
+            image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert() would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = ImageOps.exif_transpose(image)
             image = image.convert("L" if image.mode in _GREY else "RGB")
     except Image.DecompressionBombError:  # Pillow's own limit, as it was when this was called
         raise ValueError(f"must be of at most {MAX_PIXELS} pixels, got more") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+    except ValueError:
+        raise
+    except Exception as error:  # each of Pillow's readers has its own for what is broken
         raise ValueError(f"must be a whole image: {error}") from None
     return square(image, size or min(image.size))
 
@@ -47,10 +49,10 @@ def square(image, size):
 
 def side(source):
     """The smaller side of an image file, from its header; None where it is no image."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(source) as image:
             return min(image.size)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # as above
         return None

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -15,9 +16,10 @@ class Labelled(NamedTuple):
 
 def checked_labels(labels, count):
     """int64 [N] of an array of labels: ints of at least 0, one an image."""
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.dtype is torch.bool or labels.shape != (count,):
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(f"labels must be {count} ints, got {labels.dtype} of shape {list(labels.shape)}")
-    if count and labels.min() < 0:
-        raise ValueError(f"labels must be at least 0, got {labels.min().item()}")
-    return labels.to(torch.int64)
+    if count and not 0 <= labels.min() <= labels.max() < 2**63:
+        outside = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"labels must be at least 0 and below 2**63, got {outside}")
+    return torch.from_numpy(labels.astype(np.int64))

@@ -2,8 +2,9 @@
 
 What a CUDA graph is to a GPU: at the second call with inputs of one shape the native calls and torch's operations are
 noted down with their tensors, and from then on made again, on the same memory, until something about the network
-changes: a parameter's version or address, or anything that one of its modules holds. Results are the same bits. For
-`UNet` in inference (`fused.inference`), whose forward pass asks nothing of its tensors' values.
+changes: a parameter's version, address or content (`fastdiff.ops._memory`), or anything that one of its modules holds.
+Results are the same bits. For `UNet` in inference (`fused.inference`), whose forward pass asks nothing of its tensors'
+values.
 """
 
 import functools
@@ -14,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..ops import _winograd, native
+from ..ops import _memory, _winograd, native
 
 LARGEST = 32 << 20  # bytes of what a pass computes on its way, all of which is kept
 SHAPES = 4  # passes kept for a network
@@ -251,13 +252,13 @@ def _known(kind):
 class State:
     """What a pass takes for granted of its network: every object that its modules hold, and the parameters' content."""
 
-    def __init__(self, dictionaries, tensors):
-        self.dictionaries, self.tensors = dictionaries, tensors
+    def __init__(self, dictionaries, tensors, memory):
+        self.dictionaries, self.tensors, self.memory = dictionaries, tensors, memory
 
     @classmethod
     def of(cls, net):
         """None where a module is not known to do the same each time, or a parameter's changes do not show."""
-        dictionaries, tensors = [], []
+        dictionaries, tensors, memory = [], [], []
         for module in net.modules():
             own = vars(module)
             if any(own[name] for name in _HOOKS) or not _known(type(module)):
@@ -267,8 +268,9 @@ class State:
         for tensor in (*net.parameters(), *net.buffers()):
             if tensor.is_inference():
                 return None
-            tensors += tensor, tensor._version, tensor.data_ptr()
-        return cls(tuple(dictionaries), tuple(tensors))
+            tensors += tensor, *_memory.facts(tensor)
+            memory.append(tensor.untyped_storage())
+        return cls(tuple(dictionaries), tuple(tensors), memory)
 
     def holds(self):
         """Whether all of it is as it was."""

@@ -57,7 +57,10 @@ def wants_last(memory_format, source=None):
     """Whether an output of this memory format (torch.preserve_format: that of `source`) is channels last."""
     if memory_format is torch.preserve_format:
         return source is not None and not source.is_contiguous() and is_channels_last(source)
-    return memory_format in (torch.channels_last, torch.channels_last_3d)
+    if memory_format is not torch.contiguous_format and memory_format not in _FORMATS.values():
+        rule = "torch.contiguous_format, torch.channels_last, torch.channels_last_3d or torch.preserve_format"
+        raise ValueError(f"memory_format must be {rule}, got {memory_format!r}")
+    return memory_format is not torch.contiguous_format
 
 
 def rows(value):

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import torch
 
-from . import _layout
+from . import _layout, _memory
 
 DIRECT, SMALL, LARGE = 0, 2, 4  # torch's convolution, F(2x2, 3x3), F(4x4, 3x3): outputs along a side of a tile
 COLUMNS = 32  # a multiple of how many filters lie together, at any SIMD level
@@ -98,29 +98,41 @@ def choose_gradients(B, C, O, H, W):  # noqa: E741
     return (LARGE if tiles >= 32 else DIRECT), (LARGE if tiles >= 16 else DIRECT)
 
 
-_kept = {}  # id(weight) -> (weak reference to it, (version, address, SIMD level), {kind: filters})
+_kept = {}  # id(weight) -> Kept
+
+
+class Kept:
+    """What is made of a weight for kernels of a SIMD level, by kind."""
+
+    def __init__(self, weight, level):
+        key = id(weight)
+        self.weight = weakref.ref(weight, lambda gone: _forget(key, gone))
+        self.facts, self.memory = _memory.facts(weight), weight.untyped_storage()
+        self.level, self.made = level, {}
+
+    def is_of(self, weight, level):
+        return self.weight() is weight and self.level == level and _memory.same(weight, *self.facts)
 
 
 def kept(weight, kind, level, make):
-    """make(), what a kernel of this SIMD level reads in the place of weight; kept while that and the weight's version
-    and memory stay. A weight made in inference mode has no version: make() each time.
+    """make(), what a kernel of this SIMD level reads in the place of weight; kept while that and the weight's version,
+    memory and content (`_memory.facts`) stay. A weight made in inference mode has no version: make() each time.
     """
     if weight.is_inference() or not _keeps.get():
         return make()
-    key, state = id(weight), (weight._version, weight.data_ptr(), level)
-    found = _kept.get(key)
-    if found is None or found[0]() is not weight or found[1] != state:
-        found = _kept[key] = weakref.ref(weight, lambda gone: _forget(key, gone)), state, {}
-    result = found[2].get(kind)
+    found = _kept.get(id(weight))
+    if found is None or not found.is_of(weight, level):
+        found = _kept[id(weight)] = Kept(weight, level)
+    result = found.made.get(kind)
     if result is None:
-        result = found[2][kind] = make()
+        result = found.made[kind] = make()
     return result
 
 
 def _forget(key, gone):
     """What was kept for a weight that is gone, unless another has its id by now."""
     found = _kept.get(key)
-    if found is not None and found[0] is gone:
+    if found is not None and found.weight is gone:
         del _kept[key]
 
 

@@ -37,8 +37,9 @@ def conv3x3(
     else x. On the CPU h is made a few rows at a time, never written whole; channels last is the quick layout, and the
     multiplications are Winograd's: F(4x4, 3x3), or F(2x2, 3x3) where maps are small, else torch's own convolution, by
     `fastdiff.ops._winograd.choose`; so are those of its gradients. The filters' transform, 1.8 or 4 times their size,
-    is made at the first call and kept until the weight changes (as its version counter tells; a write through .data
-    does not count) or goes; where a gradient is recorded it is not kept.
+    is made at the first call and kept until the weight changes or goes, as its version counter, its address and 30 of
+    its numbers tell: a write through .data counts if it changes one of those. Where a gradient is recorded it is not
+    kept.
 
     Args:
         x: [B, C, H, W], any floating dtype, any strides; y has x's layout where x is dense, else it is contiguous.

@@ -71,12 +71,13 @@ def save(directory, step, model, ema, optimizer, keep=2, extra=None, *, plain=No
         return
     with _disk(), whole_directory(Path(directory) / CHECKPOINTS / f"{step:08d}") as part:
         save_file(tensors, part / TENSORS)
-        rest["crc32"] = _checksum(part / TENSORS)
+        rest["crc32"] = checksum(part / TENSORS)
         (part / REST).write_text(json.dumps(rest))
     if hasattr(model, "save"):
         with _disk(), whole(Path(directory) / MODEL) as part:
             _save_averaged(part, model, ema, plain, tensors)
-    for path in list(checkpoints(directory).values())[keep:]:
+    before = [path for saved, path in checkpoints(directory).items() if saved <= step]
+    for path in before[keep:]:  # a later one was damaged, or the run would have gone on from there
         shutil.rmtree(path)
 
 
@@ -144,12 +145,13 @@ def restore(directory, model, ema, optimizer, extra=None):
 
 def _read(path):
     rest = json.loads((path / REST).read_text())
-    if _checksum(path / TENSORS) != rest["crc32"]:
+    if checksum(path / TENSORS) != rest["crc32"]:
         raise ValueError(f"a wrong checksum of {TENSORS}")
     return load_file(path / TENSORS), rest
 
 
-def _checksum(path):
+def checksum(path):
+    """CRC-32 of a file."""
     total = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

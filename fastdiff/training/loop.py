@@ -9,7 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .. import ops
+from .. import files, ops
 from ..capture import Capture
 from . import checkpoint, posthoc, sharding
 from .checks import check_graph, check_same, check_shares, checked_data, fingerprint
@@ -50,8 +50,8 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
     written, and ValueError where the loss stops being a number; the last checkpoint stays.
     """
     config = config or TrainConfig()
-    with interrupts() as interrupted, _own_generator(model):
-        run = Run(model, process, data, Path(out), config, settings or {}, resume)
+    with interrupts() as interrupted, _own_generator(model), contextlib.ExitStack() as held:
+        run = Run(model, process, data, Path(out), config, settings or {}, resume, held)
         with contextlib.closing(run), run.bar(progress) as bar:
             while run.step < config.steps:
                 run.train_step()
@@ -71,9 +71,9 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
 
 
 class Run:
-    """One run: its tensors, its optimizer, its place on disk."""
+    """One run: its tensors, its optimizer, its place on disk, which is its own while `held` is open."""
 
-    def __init__(self, model, process, data, out, config, settings, resume):
+    def __init__(self, model, process, data, out, config, settings, resume, held=None):
         images, labels = checked_data(data, model, config)
         self.model, self.process, self.config, self.out = model, process, config, out
         self.device, self.ranks = next(model.parameters()).device, Ranks()
@@ -94,7 +94,7 @@ class Run:
         self.rng, self.lr = ops.rng.make_rng(config.seed, 0, self.device), torch.zeros((), device=self.device)
         self.images = self.labels = None
         self.work = Capture(self._work, self.device, required=True) if config.cuda_graph else self._work
-        self.step = self._begin({**asdict(config), "images": fingerprint(images), **settings}, resume)
+        self.step = self._begin({**asdict(config), "images": fingerprint(images), **settings}, resume, held)
         part = self.ranks.part(config.batch_size)
         self.supply = Supply(
             images, labels, config.batch_size, config.seed, part, self.device, self.step, config.workers
@@ -109,12 +109,13 @@ class Run:
             and torch.cuda.is_bf16_supported(including_emulation=False)
         )
 
-    def _begin(self, settings, resume):
+    def _begin(self, settings, resume, held):
         """Refuses or takes the directory; the step to go on from."""
         step = 0
         if resume:
             before = checkpoint.read_config(self.out, "out")
             check_same(before, settings)
+            self._hold(held)
             if checkpoint.checkpoints(self.out):
                 step = checkpoint.restore(self.out, self.network, self.ema, self.optimizer, self.timesteps.state())
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
@@ -122,8 +123,14 @@ class Run:
         self.ranks.wait()  # all have looked before one writes
         if self.ranks.first:
             self.out.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._hold(held)
             checkpoint.write_config(self.out, settings)
         return step
+
+    def _hold(self, held):
+        if held and self.ranks.first:
+            held.enter_context(files.alone(self.out, "out"))
 
     def close(self):
         if self.metrics:

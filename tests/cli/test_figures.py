@@ -1,13 +1,15 @@
 """`fastdiff evaluate figures`: PNGs and numbers, and what is refused."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastdiff import GaussianProcess, cli, schedules
 from fastdiff.cli import figures
-from fastdiff.evaluation import plots
+from fastdiff.evaluation import gradient_noise, plots
 from fastdiff.evaluation.digit_features import DigitFeatures
 from tests.cli.runs import save_images, train
 
@@ -37,6 +39,25 @@ def test_figures(folder, tmp_path, monkeypatch):
     assert found["skipping"]["skipped"] == [0.0, 0.1, 0.2, 0.3, 0.4] and len(found["skipping"]["linear"]) == 5
     assert len(set(found["skipping"]["linear"])) == 5
     assert found["gradient-noise"]["cosine"].keys() == {"uniform", "importance"}
+
+
+def test_a_scale_that_is_no_number(folder, tmp_path, monkeypatch):
+    """Where the noise hides the gradient; JSON has no NaN."""
+    monkeypatch.setattr(gradient_noise, "noise_scale", lambda *_: math.nan)
+    words = ["evaluate", "figures", str(folder / "other"), "--figure=gradient-noise", "--batches=2"]
+    assert cli.main([*words, "--out", str(tmp_path / "f")]) == 0
+    found = json.loads((tmp_path / "f" / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"gradient-noise": {"other": {"uniform": None, "importance": None}}}
+
+
+def test_a_broken_image_is_skipped_as_in_the_run(tmp_path):
+    for i in range(9):
+        Image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="skipped: "):
+        assert train(tmp_path, tmp_path / "run", *SHORT, "--on-error=skip") == 0
+        words = ["evaluate", "figures", str(tmp_path / "run"), "--figure=gradient-noise", "--batches=2"]
+        assert cli.main([*words, "--out", str(tmp_path / "f")]) == 0
 
 
 @pytest.mark.parametrize("words, message", [

@@ -111,6 +111,18 @@ def test_the_bar(run, tmp_path, capsys):
     assert "25/25" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("process", [None, "linear", {"schedule": "linear"}])
+def test_a_run_that_tells_no_process(run, tmp_path, capsys, process):
+    """As `fastdiff.training.train` leaves it where nobody told its `settings`."""
+    (tmp_path / "run").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "run" / name).write_bytes((run / name).read_bytes())
+    told = json.loads((run / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**told, "process": process}))
+    assert sample(tmp_path / "run", "--out", tmp_path / "a.png") == 2
+    assert "fastdiff: run must tell its process in config.json as fastdiff train does" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options, message", [
     (["-n=0"], "n must be at least 1, got 0"),
     (["--out=a.jpg"], "out must end in .png or .npz, or be a folder, got 'a.jpg'"),

@@ -157,6 +157,35 @@ def test_a_whole_run_is_left_as_it_is(run, tmp_path, capsys, monkeypatch):
     assert "whole already" in capsys.readouterr().out and (tmp_path / "a.npz").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a"])
+def test_a_run_of_another_number_is_not_called_whole(run, tmp_path, capsys, name):
+    assert cli.main([*arguments(run, tmp_path / name), "-n=2"]) == 0
+    before = content(tmp_path / name)
+    assert cli.main(arguments(run, tmp_path / name, "--resume")) == 2
+    assert "fastdiff: out must be new, or hold the 11 samples of a finished run" in capsys.readouterr().err
+    assert content(tmp_path / name) == before and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_empty_folder_is_begun_with(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    assert cli.main([*arguments(run, tmp_path / "a", "--resume"), "-n=2"]) == 0
+    assert len(content(tmp_path / "a")) == 2
+
+
+def test_a_run_that_trained_on_is_not_gone_on_with(run, tmp_path, capsys, monkeypatch):
+    """Its first samples are of another network than the rest would be."""
+    monkeypatch.setattr(Parts, "remove", lambda self: None)
+    assert cli.main([*arguments(run, tmp_path / "a.npz"), "-n=2"]) == 0
+    model = run / "model.safetensors"
+    before = model.read_bytes()
+    model.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        assert cli.main([*arguments(run, tmp_path / "a.npz", "--resume"), "-n=2"]) == 2
+    finally:
+        model.write_bytes(before)
+    assert "model.safetensors must be as in the run to resume" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option, message", [
     ("--seed=6", "seed must be as in the run to resume, 5, got 6"),
     ("-n=12", "n must be as in the run to resume, 11, got 12"),

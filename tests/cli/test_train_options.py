@@ -166,6 +166,12 @@ def test_a_runs_own_config_makes_the_run_again(tmp_path):
     ("a.json", "[1]", "config must hold a table of options, got list"),
     ("a.ini", "", "config must be a file in .toml, .json, .yaml, .yml, got "),
     ("a.json", '{"steps": "many"}', "steps must be a positive int, got 'many'"),
+    ("a.json", '{"threads": "4"}', "threads must be an int, got '4'"),
+    ("a.json", '{"num_samples": true}', "num_samples must be an int, got True"),
+    ("a.json", '{"class_conditional": "no"}', "class_conditional must be true or false, got 'no'"),
+    ("a.json", '{"sigma_min": "0.1", "process": "ve"}', "sigma_min must be a number, got '0.1'"),
+    ("a.json", '{"heads": "4"}', "heads must be a positive int, got '4'"),
+    ("a.json", '{"resamp_with_conv": 1}', "config must hold options of fastdiff train, got 'resamp_with_conv'"),
 ])  # fmt: skip
 def test_bad_files(tmp_path, capsys, name, text, message):
     (tmp_path / name).write_text(text)

@@ -48,10 +48,30 @@ def test_labels_of_npz(tmp_path, name):
     found = load_npz(tmp_path / "a.npz")
     assert found.labels.tolist() == [2, 0, 1] and found.labels.dtype is torch.int64 and found.classes == ("a", "b", "c")
     for wrong, message in ((np.zeros(2, int), "labels must be 3 ints"), (np.zeros(3), "labels must be 3 ints"),
-                           (np.array([0, -1, 0]), "labels must be at least 0, got -1")):  # fmt: skip
+                           (np.array([0, -1, 0]), "labels must be at least 0 .*, got -1"),
+                           (np.array([0, 0, 2**63], np.uint64), f"labels must be .* below .*, got {2**63}"),
+                           (np.array(["a", "b", "c"]), "labels must be 3 ints, got <U1")):  # fmt: skip
         np.savez(tmp_path / "a.npz", arr_0=images, **{name: wrong})
         with pytest.raises(ValueError, match=message):
             load_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">i4"])
+def test_labels_of_other_ints(tmp_path, dtype):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 4, 4), np.uint8), labels=np.array([2, 0, 1], dtype))
+    assert load_npz(tmp_path / "a.npz").labels.tolist() == [2, 0, 1]
+
+
+def test_one_name_is_no_row_of_names(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 4, 4), np.uint8), classes=np.array("cat"))
+    with pytest.raises(ValueError, match=r"classes must be a row of names, got shape \[\]"):
+        load_npz(tmp_path / "a.npz")
+
+
+def test_an_npz_by_the_name_of_an_npy(tmp_path):
+    save_npz(tmp_path / "a.npz", np.zeros((3, 4, 4), np.uint8)).rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"data must be an \.npy with an array, got '.*a\.npy': an \.npz"):
+        load_npy(tmp_path / "a.npy")
 
 
 def test_npy_stays_on_the_disk(tmp_path):

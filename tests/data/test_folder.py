@@ -64,6 +64,13 @@ def test_photos_are_turned_upright(tmp_path):
     assert load_folder(tmp_path).images[0, 0].tolist() == [[4, 3], [2, 1]]
 
 
+def test_scans_of_16_bits_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.array([[1, 2], [3, 4]], np.uint16) << 8).save(tmp_path / "a.png", exif=exif)
+    assert load_folder(tmp_path).images[0, 0].tolist() == [[4, 3], [2, 1]]
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
 def test_a_broken_image_is_named(tmp_path, keep):
     write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (32, 32)))
@@ -85,6 +92,22 @@ def test_a_broken_image_is_skipped_with_its_name(tmp_path):
         load_folder(tmp_path, on_error="skip")
     with pytest.raises(ValueError, match="on_error must be one of raise, skip, got 'ignore'"):
         load_folder(tmp_path, on_error="ignore")
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, NotImplementedError, IndexError], ids=lambda e: e.__name__)
+def test_whatever_a_reader_raises_the_image_is_skipped(tmp_path, monkeypatch, error):
+    """As of ppm a size that is no number is a ValueError, of avif all that is broken a RuntimeError."""
+    write(tmp_path / "0.bmp", np.zeros((4, 4)))  # the first, from which the size is read
+    write(tmp_path / "a.png", np.full((6, 6), 5))
+
+    def broken(self):
+        raise error("broken")
+
+    monkeypatch.setattr("PIL.BmpImagePlugin.BmpImageFile._open", broken)
+    with pytest.raises(ValueError, match=r"data must hold images, got '.*0\.bmp': "):
+        load_folder(tmp_path)
+    with pytest.warns(UserWarning, match=r"skipped: data must hold images, got '.*0\.bmp'"):
+        assert load_folder(tmp_path, on_error="skip").images.shape == (1, 1, 6, 6)
 
 
 @pytest.mark.parametrize("size, limit", [((1 << 14, 1 << 14), "Pillow's"), ((300, 300), "ours")])

@@ -66,6 +66,12 @@ def test_the_command(tmp_path, capsys):
     assert cli.main([*words, "--timesteps=5", "--out", str(tmp_path / "b.json")]) == 0
     assert json.loads((tmp_path / "b.json").read_text())["timesteps"] == 5
     assert cli.main([*words, "--timesteps=5", "--plot", "x.png"]) == 2
+    new = tmp_path / "new" / "one.json"
+    assert cli.main([*words, "-n1", "--timesteps=1", "--out", str(new)]) == 0
+    assert "+- inf bits/dim" in capsys.readouterr().out
+    assert json.loads(new.read_text(), parse_constant=pytest.fail)["half_width"] is None
+    assert cli.main([*words, "--out", str(tmp_path)]) == 2
+    assert "fastdiff: out must be a file, got the folder" in capsys.readouterr().err
 
 
 def test_the_plot(tmp_path, capsys, monkeypatch):

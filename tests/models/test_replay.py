@@ -130,6 +130,8 @@ CHANGES = {
     "a filter in place": lambda net: net.conv_in.weight.mul_(2),
     "state_dict": lambda net: net.load_state_dict({key: 0.5 * value for key, value in net.state_dict().items()}),
     "data": lambda net: setattr(net.conv_out.bias, "data", net.conv_out.bias + 1),
+    "in place of data": lambda net: [parameter.data.mul_(1.1) for parameter in net.parameters()],
+    "there and back": lambda net: net.bfloat16().float(),
     "a new parameter": lambda net: setattr(net.conv_out, "bias", torch.nn.Parameter(net.conv_out.bias + 1)),
     "no parameter": lambda net: setattr(net.conv_out, "bias", None),
     "a parameter less": lambda net: net.conv_out._parameters.pop("bias"),

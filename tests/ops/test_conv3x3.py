@@ -198,6 +198,13 @@ def test_filters_are_kept_until_the_weight_changes(packs):
         with torch.inference_mode():
             check(arguments)
         assert len(packs) == 3
+        weight.data.copy_(torch.randn(16, 32, 3, 3))  # past the version counter
+        check(arguments)
+        assert len(packs) == 4
+        for _ in range(2):  # the second time in the memory of the first, were that free
+            weight.data = weight.data * 2
+        check(arguments)
+        assert len(packs) == 5
     kept = len(_winograd._kept)
     del weight, arguments
     gc.collect()
@@ -206,8 +213,8 @@ def test_filters_are_kept_until_the_weight_changes(packs):
 
 def test_filters_of_another_weight_of_the_same_id_are_not_taken():
     weight, other = torch.zeros(32, 32, 3, 3), torch.zeros(1)
-    state = weight._version, weight.data_ptr(), "avx2"
-    _winograd._kept[id(weight)] = weakref.ref(other), state, {"kind": "other's"}
+    stale = _winograd._kept[id(weight)] = _winograd.Kept(weight, "avx2")
+    stale.weight, stale.made = weakref.ref(other), {"kind": "other's"}
     assert _winograd.kept(weight, "kind", "avx2", lambda: "made") == "made"
 
 

@@ -130,6 +130,7 @@ BAD = [
      "sample_ids must be on cpu, got meta"),
     (dict(stream=-1), ValueError, "stream must be in"),
     (dict(dtype=torch.int32), ValueError, "dtype must be float32"),
+    (dict(memory_format="channels_last"), ValueError, "memory_format must be torch.contiguous_format, .*, got 'chan"),
 ]
 
 

@@ -202,6 +202,7 @@ BAD = [
     (dict(rng=None), ValueError, "noise must be a tensor where rng or sample_ids is not given"),
     (dict(flip=torch.zeros(2)), ValueError, "flip must be torch.bool"),
     (dict(dtype=torch.int8), ValueError, "dtype must be float32"),
+    (dict(memory_format="channels_last"), ValueError, "memory_format must be torch.contiguous_format, .*, got 'chan"),
     (dict(stream=2**32), ValueError, "stream must be in"),
     (dict(x_start=torch.zeros(2, 3, 4, 4, requires_grad=True)), RuntimeError, "x_start must not require grad"),
 ]

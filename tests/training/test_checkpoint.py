@@ -107,6 +107,13 @@ def test_the_last_few_are_kept(tmp_path, state):
     assert list(checkpoint.checkpoints(tmp_path)) == [20]
 
 
+def test_one_that_was_passed_over_does_not_count(tmp_path, state):
+    """The run went on from 5, past a damaged 10: what it saves next is the last."""
+    for step in (5, 10, 7):
+        checkpoint.save(tmp_path, step, *state.parts(), keep=1 if step == 7 else 2)
+    assert list(checkpoint.checkpoints(tmp_path)) == [10, 7]
+
+
 # ---- Damage ----
 
 REFUSAL = r"resume must find a whole checkpoint of this run in '.*00000007', got "
@@ -187,7 +194,7 @@ def test_another_state_is_refused_and_changes_nothing(tmp_path, make_model, stat
     tensors, rest = load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
     change(tensors, rest)
     save_file(tensors, path / "state.safetensors")
-    rest["crc32"] = checkpoint._checksum(path / "state.safetensors")
+    rest["crc32"] = checkpoint.checksum(path / "state.safetensors")
     (path / "state.json").write_text(json.dumps(rest))
     other = State(make_model(1))
     before = other.tree()

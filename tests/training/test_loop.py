@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import zlib
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastdiff import GaussianProcess, load_unet, ops, schedules
 from fastdiff.capture import Capture
-from fastdiff.training import EMA, Interrupted, TrainConfig, loop, posthoc, train
+from fastdiff.training import EMA, Interrupted, TrainConfig, checks, loop, posthoc, train
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
@@ -230,6 +231,23 @@ def test_a_resumed_run_has_the_same_bits(make_model, process, images, tmp_path, 
     assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
     timeless = [[{**line, "images_per_s": 0} for line in lines(tmp_path / name)] for name in ("whole", "halves")]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 15
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(make_model, process, images, tmp_path):
+    """A second one would take the first one's steps out of its metrics, and its checkpoints from under it."""
+    refused = r"out must be in use by no other process, got '.*a'"
+
+    def second(model, step):
+        before = contents(tmp_path / "a")
+        with pytest.raises(ValueError, match=refused):
+            run(make_model(), process, images, tmp_path / "a", options, resume=True)
+        assert contents(tmp_path / "a") == before
+        return images[0, 0].numpy()
+
+    options = config(sample_every=6)
+    run(make_model(), process, images, tmp_path / "a", options, draw=second)
+    run(make_model(), process, images, tmp_path / "a", config(sample_every=6, steps=18), draw=second, resume=True)
+    assert [line["step"] for line in lines(tmp_path / "a")] == [5, 10, 12, 15, 18]
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_begins_again(make_model, process, images, tmp_path):
@@ -483,6 +501,16 @@ def test_accumulated_parts_are_the_batch(make_model, process, images, tmp_path):
     parts = run(make_model(), process, images, tmp_path / "parts", config(steps=3, accumulate=3))
     for name, value in one.state_dict().items():
         torch.testing.assert_close(value, parts.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_images_on_the_disk_are_told_apart_a_few_at_a_time(monkeypatch):
+    """Their checksum is that of all, whatever their layout, and takes no memory for all."""
+    images = torch.randint(256, (10, 4, 4, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    seen, crc32 = [], zlib.crc32
+    monkeypatch.setattr(checks, "_AT_ONCE", 3 * 48)
+    monkeypatch.setattr(checks.zlib, "crc32", lambda part, *crc: (seen.append(len(part)), crc32(part, *crc))[1])
+    expected = crc32(images.contiguous().numpy())
+    assert checks.fingerprint(images) == {"shape": [10, 3, 4, 4], "crc32": expected} and seen == [3, 3, 3, 1]
 
 
 def test_learned_variances(make_model, images, tmp_path):

@@ -17,12 +17,14 @@ class Rewritten:
     """forward(module, *args, **kwargs): a graph per kind of arguments; the module's own forward where there is none.
 
     The kind is which arguments are tensors, the values of the others (None, numbers, text), and the mode: so a forward
-    that asks `if emb is None` or `self.training` is followed correctly.
+    that asks `if emb is None` or `self.training` is followed correctly. Where somebody has registered a hook on a
+    module whose work the graph does, the module's own forward runs, which calls it.
     """
 
     def __init__(self, module):
         self.original = tracing.original(module).forward
         self.functions = {}
+        self.absorbed = {}  # by kind, the paths of modules that are not called
 
     def __call__(self, module, args, kwargs):
         tensors = []
@@ -35,12 +37,15 @@ class Rewritten:
         if function is None:
             if torch.compiler.is_compiling() or len(self.functions) == _MOST or not _alone():
                 return self.original(module, *args, **kwargs)
-            function = self.functions[kind] = self._build(module, args, kwargs, [t.dim() for t in tensors])
-        return function(module, *tensors) if function else self.original(module, *args, **kwargs)
+            function = self.functions[kind] = self._build(kind, module, args, kwargs, [t.dim() for t in tensors])
+        if not function or _any_hooked(module, self.absorbed[kind]):
+            return self.original(module, *args, **kwargs)
+        return function(module, *tensors)
 
-    def _build(self, module, args, kwargs, given):
+    def _build(self, kind, module, args, kwargs, given):
         try:
             graph, matches = rewrite(module, args, kwargs, given)
+            self.absorbed[kind] = absorbed(module, graph)
             return compiled(module, graph) if matches else False
         except tracing.ERRORS as failure:
             reason = str(failure).partition("\n")[0]
@@ -74,6 +79,26 @@ def rewrite(module, args, kwargs, given):
             patterns.replace(graph, found, *names, target.num_groups, target.eps)
         matches.setdefault(path, (norm, []))[1].append(found)
     return graph, matches
+
+
+def absorbed(module, graph):
+    """The paths, as names, of modules below one that its graph neither calls nor has within one that it calls."""
+    called = tuple(f"{node.target}." for node in graph.nodes if node.op == "call_module")
+    return [path.split(".") for path, _ in module.named_modules() if path and not f"{path}.".startswith(called)]
+
+
+def _any_hooked(module, paths):
+    """As `tracing.hooked`, past nn.Module's slow search for attributes; also where one of them is gone."""
+    try:
+        for path in paths:
+            below = module
+            for name in path:
+                below = below._modules[name]
+            if below._forward_hooks or below._forward_pre_hooks or below._backward_hooks or below._backward_pre_hooks:
+                return True
+    except (KeyError, AttributeError):
+        return True
+    return False
 
 
 def compiled(module, graph):

@@ -169,6 +169,30 @@ def test_hooks_are_kept():
     assert seen == ["conv", "silu"]
 
 
+LATE = {
+    "Sequential": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(4, 8), nn.SiLU()),
+    "block": lambda: Block(False),
+}
+
+
+@pytest.mark.parametrize("make", LATE.values(), ids=LATE)
+def test_hooks_of_later_are_called(make):
+    """Also those of modules whose work an op does by now; of a copy those that are the copy's."""
+    model, seen = drawn(make()), []
+    fastdiff.accelerate(model)
+    expected, other = model(X), copy.deepcopy(model)
+    norm = next(m for m in model.modules() if isinstance(m, nn.GroupNorm))
+    silu = next(m for m in model.modules() if isinstance(m, nn.SiLU))
+    handles = [m.register_forward_hook(lambda module, *_: seen.append(module)) for m in (norm, silu)]
+    torch.testing.assert_close(model(X), expected)
+    assert {norm, silu} == set(seen)
+    count = len(seen)
+    other(X)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(model(X), expected) and len(seen) == count
+
+
 def test_half_precision_and_autocast():
     model = drawn(Block(True))
     expected = model(X, EMB)
