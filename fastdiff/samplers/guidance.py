@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,11 @@ class ClassifierFree:
     def plan(self, plan, levels):
         """The plan with this guidance in its column w."""
         return plan.replace(w=self.at(plan.time, plan.replace(w=self.w)["w"]))
+
+    def since(self, row):
+        """The same for the rows from this one on, of weights that are one for each."""
+        each = isinstance(self.w, (list, tuple)) or getattr(self.w, "ndim", 0) > 0
+        return replace(self, w=self.w[row:]) if each else self
 
     def at(self, time, w=None):
         """The weights [S or B] at these times: w inside the interval, 1 outside."""

@@ -94,20 +94,23 @@ class Request:
 def from_strength(sampler, strength):
     """(plan, (alpha, sigma)): the last strength * S rows of the sampler's plan, and the level that they start at.
 
-    A run of several stages begins with a whole one. A solver whose rows need history from before is asked for a plan of
-    the timesteps that are left.
+    A step of several stages is run whole or not at all. A solver whose rows need history from before is asked for a
+    plan of the timesteps that are left.
     """
     if isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength!r}")
     plan, S = sampler.plan, len(sampler.plan)
     first = S - max(int(S * strength), 1)
     alone = [row for row in range(S) if stands_alone(plan, row)]
-    left = None if alone[-1] >= first else remaining(sampler.process, plan.time[first:], sampler.steps)
-    if left is not None:
-        plan = sampler.plan_of(left)
+    whole = next((row for row in alone if row >= first), S)
+    row, left = (whole, None) if whole == first else remaining(sampler.process, plan.time[first:], sampler.steps)
+    if left is not None and first + row < whole and (whole == S or plan.time[first + row] != plan.time[whole]):
+        plan = sampler.plan_of(left, first + row)
     else:
-        plan = tail(plan, next((row for row in alone if row >= first), alone[-1]))
-    alpha, sigma = (level[0].item() for level in sampler.levels(plan))
+        plan = tail(plan, whole if whole < S else alone[-1])
+    # Of the others the levels need not be known: stages lie between the points.
+    begin = Plan(plan.time[:1], call=plan.call[:1], c_in=plan["c_in"][:1])
+    alpha, sigma = (level[0].item() for level in sampler.levels(begin))
     return plan, (alpha, sigma)
 
 

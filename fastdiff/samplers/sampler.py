@@ -88,14 +88,15 @@ class Sampler:
         """The sampler of a diffusers pipeline, or of its folder; see `fastdiff.integrations.diffusers.sampler`."""
         return importlib.import_module("fastdiff.integrations.diffusers").sampler(pipeline_or_folder, **options)
 
-    def plan_of(self, steps):
-        """This sampler's plan for these timesteps."""
+    def plan_of(self, steps, since=0):
+        """This sampler's plan for these timesteps; since: the row of `plan` that it begins at, if not at its first."""
         solve = self.solver if callable(self.solver) else SOLVERS[self.solver]
         clip = 1.0 if isinstance(self.clip, DynamicThreshold) else self.clip
         plan = solve(self.process, steps, clip=clip, **self.options)
         if self.guidance is None or not isinstance(plan, Plan):
             return plan
-        return self.guidance.plan(plan, self.levels)
+        guidance = self.guidance.since(since) if isinstance(self.guidance, ClassifierFree) else self.guidance
+        return guidance.plan(plan, self.levels)
 
     @property
     def guided(self):

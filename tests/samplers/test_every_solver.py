@@ -47,7 +47,7 @@ def test_from_an_image(name):
     full, sampler_ = make(name).plan.time, make(name)
     steps = list(sampler_.stream(x_start=x_start, strength=0.5))
     assert steps[0].time <= full[len(full) // 2].item() + 1e-9
-    assert len(steps) <= len(full) / 2 + 1 and steps[-1].x.isfinite().all()
+    assert len(full) / 2 - 2 <= len(steps) <= len(full) / 2 + 1 and steps[-1].x.isfinite().all()
     weak = sampler_.sample(x_start=x_start, strength=0.01)
     assert (weak - x_start).abs().mean() < (sampler_.sample(SHAPE) - x_start).abs().mean()
 
