@@ -35,7 +35,8 @@ class Sampler:
     Args:
         model: callable, model(x, t) -> [B, C, *], with x [B, C, *] and t [B], int64 timesteps of the process that it
             was trained on; its output may lie in a tuple, a dict or an object's `.sample`. x is reused from row to row:
-            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in.
+            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in;
+            gradients are off, and a model may turn them on for what it differentiates itself.
             `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
             asks for that layout; `model.null_condition` is the condition of unconditional samples.
         process: `fastdiff.GaussianProcess`.
@@ -150,7 +151,7 @@ class Sampler:
                 positions = list(range(start, min(start + size, request.n)))
                 request.begin(run, positions)
                 finish(bar, len(positions))
-                result[start : start + size] = run.x[: len(positions)]
+                result[start : start + size] = run.x[: len(positions)].detach()
         return result
 
     def _prepare(self, request, size, callback):
@@ -215,7 +216,7 @@ class Sampler:
             with self._mode():
                 advance(row)
             if (row + 1) % every == 0 or row + 1 == len(times):
-                x, x0 = (value[:n].clone(memory_format=torch.contiguous_format) for value in (run.x, run.x0))
+                x, x0 = (v.detach()[:n].clone(memory_format=torch.contiguous_format) for v in (run.x, run.x0))
                 yield Step(row, time, x, x0)
 
     def _advance(self, run):
@@ -240,7 +241,7 @@ class Sampler:
     def _mode(self):
         device, dtype = network.locate(self.model, self.device)
         autocast = network.autocast(self.precision, device, dtype, self.model)
-        with network.evaluating(self.model), torch.inference_mode(), autocast:
+        with network.evaluating(self.model), torch.no_grad(), autocast:
             yield
 
 
