@@ -102,8 +102,10 @@ class Sampler:
     @property
     def guided(self):
         """Whether the network is ever run in two halves."""
-        free = isinstance(self.guidance, ClassifierFree)
-        return free and bool((self.plan["w"] != 1).any() if isinstance(self.plan, Plan) else self.guidance.w != 1)
+        if not isinstance(self.guidance, ClassifierFree):
+            return False
+        w = self.plan["w"] if isinstance(self.plan, Plan) else torch.as_tensor(self.guidance.w)
+        return bool((w != 1).any())
 
     def levels(self, plan):
         """(alpha, sigma), each [S + 1]: x = alpha * x_0 + sigma * eps before each row of a plan of this sampler."""

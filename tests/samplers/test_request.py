@@ -255,6 +255,12 @@ def test_diffusers_networks_as_they_are(process):
     ({"strength": 0.5}, ValueError, "strength must be 1 without x_start, got 0.5"),
     ({"condition": torch.zeros(3)}, ValueError, r"condition must have n = 2 samples, or 1 for all, got shape \[3\]"),
     ({"condition": {"y": torch.zeros(3)}}, ValueError, "condition's y must have n = 2 samples"),
+    ({"x": images().numpy()}, TypeError, "x must be a tensor, got ndarray"),
+    ({"x_start": [0.0]}, TypeError, "x_start must be a tensor, got list"),
+    ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
+    ({"seed": None}, TypeError, "seed must be an int, got None"),
+    ({"sample_ids": [0, 1.0]}, TypeError, r"sample_ids must be ints, got \[0, 1.0\]"),
+    ({"sample_ids": 3}, TypeError, "sample_ids must be ints, got 3"),
     ({"condition": "a cat"}, TypeError, "condition must be labels, a tensor or a dict of keywords, got str"),
 ])  # fmt: skip
 def test_bad_arguments(process, arguments, kind, message):

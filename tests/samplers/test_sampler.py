@@ -445,6 +445,7 @@ def test_a_callback_may_stop_early(process, net):
     ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
     ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
     ({"eta": 0.5}, TypeError, r"options must be among the solver's \(none\), got 'eta'"),
+    ({"clip": "1"}, ValueError, "clip must be a positive number, DynamicThreshold or None, got '1'"),
     ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
     ({"compile": "eager"}, TypeError, "compile must be a bool or a dict of torch.compile's options, got str"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
