@@ -130,6 +130,6 @@ _AS_EPS = {"eps": torch.ones_like, "x0": lambda snr: snr, "v": lambda snr: snr /
 
 def _weight(prediction, snr, weighting, gamma):
     if weighting == "min-snr":
-        cut = snr.clamp(max=gamma) / snr
+        cut = (gamma / snr).clamp(max=1)  # where snr is 0 too
         return cut * _AS_EPS[prediction](snr)
     return _AS_EPS[prediction](snr)

@@ -46,6 +46,13 @@ def test_objectives_are_improved_diffusions(monkeypatch, prediction, variance):
         torch.testing.assert_close(found, recorded[f"{prefix}.{name}.loss"].double(), rtol=4e-4, atol=4e-5)
 
 
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_min_snr_at_zero_terminal_snr(prediction):
+    process = GaussianProcess(schedules.zero_terminal_snr(schedules.linear(T)), prediction)
+    weights = Objective(process, weighting="min-snr")._table("cpu")
+    assert weights.isfinite().all() and weights[-1] == 0 and (weights[:-1] > 0).all()
+
+
 # ---- Gradients ----
 
 
