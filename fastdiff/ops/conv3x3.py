@@ -135,11 +135,16 @@ def _output(x, weight):
     return _layout.empty((B, weight.shape[0], H, W), last, x.dtype, x.device)
 
 
-def _conv3x3(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, backend):
+def _conv3x3(x, weight, *arguments):
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # which would have torch's convolution round
+        with torch.autocast(device, enabled=False):
+            return _conv3x3(x, weight, *arguments)
+    *arguments, backend = arguments
     y = _output(x, weight)
     function = _dispatch.function("conv3x3", backend, x)
     if y.numel():
-        function(x, weight, bias, add, residual, groups, norm_weight, norm_bias, eps, scale, shift, silu, y)
+        function(x, weight, *arguments, y)
     return y
 
 
