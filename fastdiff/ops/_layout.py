@@ -78,8 +78,8 @@ def in_strides_of(result, like):
     return result if other.stride() == result.stride() else other.copy_(result)
 
 
-def gradient(value):
-    """Where the gradient of an input goes: [B, C] and [C] ones are contiguous."""
-    if value.dim() > 2:
-        return torch.empty_like(value)
-    return torch.empty_like(value, memory_format=torch.contiguous_format)
+def gradients(x, others, needs):
+    """Where the gradients of inputs go, None where it is not needed: of x like x, of [B, C] and [C] contiguous."""
+    like = torch.preserve_format, *(torch.contiguous_format,) * len(others)
+    each = zip((x, *others), like, needs, strict=True)
+    return [torch.empty_like(value, memory_format=format_) if need else None for value, format_, need in each]

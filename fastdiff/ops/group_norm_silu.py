@@ -180,8 +180,7 @@ def _gradients(grad_y, x, mean, rstd, weight, bias, add, scale, shift, rng, samp
     dense = _layout.dense(x)
     grad_y = grad_y if grad_y.dtype is x.dtype else grad_y.to(x.dtype)
     grad_y = _layout.in_layout(grad_y, _layout.addressed_last(dense))
-    inputs = (dense, weight, bias, add, scale, shift)
-    gradients = [_layout.gradient(value) if need else None for value, need in zip(inputs, needs, strict=True)]
+    gradients = _layout.gradients(dense, (weight, bias, add, scale, shift), needs)
     if not (add is scale is shift is None):
         add, scale, shift = _layout.rows(add), _layout.rows(scale), _layout.rows(shift)
     drop = () if rng is None else _drop(rng, sample_ids, dropout, layer)
@@ -205,8 +204,8 @@ def _fake(x, weight, bias, add, scale, shift, residual, rng, sample_ids, groups,
 
 def _fake_backward(grad_y, x, mean, rstd, weight, bias, add, scale, shift, rng, sample_ids, groups, silu, dropout,
                    layer, needs, backend):  # fmt: skip
-    inputs = (x, weight, bias, add, scale, shift)
-    return tuple(_layout.gradient(value) if need else x.new_empty(0) for value, need in zip(inputs, needs, strict=True))
+    gradients = _layout.gradients(x, (weight, bias, add, scale, shift), needs)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 class _GroupNormSilu(torch.autograd.Function):

@@ -83,8 +83,7 @@ def _gradients(grad_y, x, weight, scale, shift, eps, floor, silu, needs, backend
     dense = _layout.dense(x)
     grad_y = grad_y if grad_y.dtype is x.dtype else grad_y.to(x.dtype)
     grad_y = _layout.in_layout(grad_y, _layout.addressed_last(dense))
-    inputs = (dense, weight, scale, shift)
-    gradients = [_layout.gradient(value) if need else None for value, need in zip(inputs, needs, strict=True)]
+    gradients = _layout.gradients(dense, (weight, scale, shift), needs)
     _dispatch.function("rms_norm_silu_backward", backend, x)(
         grad_y, dense, _layout.vector(weight), eps, _most(x, floor), _layout.rows(scale), _layout.rows(shift), silu,
         *gradients,
@@ -104,8 +103,8 @@ def _fake(x, *arguments):
 
 
 def _fake_backward(grad_y, x, weight, scale, shift, eps, floor, silu, needs, backend):
-    inputs = (x, weight, scale, shift)
-    return tuple(_layout.gradient(value) if need else x.new_empty(0) for value, need in zip(inputs, needs, strict=True))
+    gradients = _layout.gradients(x, (weight, scale, shift), needs)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 class _RmsNormSilu(torch.autograd.Function):

@@ -63,6 +63,15 @@ OPCHECKS = {
     "rms_norm_silu_backward": (
         "rms_norm_silu_backward", (X, X, torch.ones(4), None, None, 0.0, 1e-12, True, [True, True, False, False], ""),
     ),
+    "rms_norm_silu_backward, transposed rows": (
+        "rms_norm_silu_backward",
+        (X[..., 0, 0], torch.randn(4, 2).t(), None, None, None, 0.0, 1e-12, True, [True, False, False, False], ""),
+    ),
+    "group_norm_silu_backward, transposed rows": (
+        "group_norm_silu_backward",
+        (X[..., 0, 0], torch.randn(4, 2).t(), torch.zeros(2, 2), torch.ones(2, 2), *(None,) * 7, 2, True, 0.0, 0,
+         [True, *(False,) * 5], ""),
+    ),
     "group_norm_silu_backward": (
         "group_norm_silu_backward",
         (X, X, torch.zeros(2, 2), torch.ones(2, 2), torch.ones(4), None, None, None, None, KEY, IDS, 2, True, 0.3, 1,
@@ -267,7 +276,12 @@ def test_inference_mode():
 
 
 def test_autocast_leaves_dtypes_alone():
+    filters = torch.randn(3, 4, 3, 3)
+    exact = ops.conv3x3(X, filters)
     with torch.autocast("cpu", torch.bfloat16):
+        assert same_bits(ops.conv3x3(X, filters), exact)
+        options = *(None,) * 3, 0, None, None, 0.0, None, None, False, ""
+        assert same_bits(torch.ops.fastdiff.conv3x3(X, filters, *options), exact)
         assert ops.group_norm_silu(X, 2, torch.ones(4)).dtype is torch.float32
         assert ops.group_norm_silu(X.bfloat16(), 2, torch.ones(4)).dtype is torch.bfloat16
 
