@@ -29,7 +29,7 @@ COMMAND = dict(
 )  # fmt: skip
 # What the data decide of the network.
 _OF_DATA = ("in_channels", "out_channels", "image_size", "image_width", "num_classes")
-_FACTS = ("images", "classes")  # what a config.json says besides options
+_FACTS = ("images", "labels", "classes")  # what a config.json says besides options
 # What a file's values must be; TrainConfig and UNetConfig check theirs.
 _KINDS = {
     **dict.fromkeys(("data", "out", "data_dir", "on_error", "device", "process", "schedule"), (str, "a text")),

@@ -8,6 +8,7 @@ from . import checkpoint
 from .config import FREE
 
 _AT_ONCE = 1 << 24  # bytes of images
+_NEW = ("labels",)  # what runs of earlier versions do not tell
 
 
 def check_shares(config, world):
@@ -29,7 +30,7 @@ def check_same(before, settings):
     wrong = [
         f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}"
         for name, value in settings.items()
-        if name not in FREE and before.get(name) != checkpoint.as_json(value)
+        if name not in FREE and before.get(name) != checkpoint.as_json(value) and (name in before or name not in _NEW)
     ]
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -46,10 +47,18 @@ def checked_data(data, model, config):
         return images, None
     if labels is None:
         raise ValueError("data must have labels where label_dropout is given, got none")
-    classes = getattr(model, "num_classes", None)
-    if not classes or int(labels.max()) >= classes:
-        raise ValueError(f"labels must be in [0, num_classes = {classes}), got {int(labels.max())}")
-    return images, labels
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.shape != images.shape[:1]:
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be ints of shape {[len(images)]}, got {got}")
+    classes, least, most = getattr(model, "num_classes", None), int(labels.min()), int(labels.max())
+    if not classes or least < 0 or most >= classes:
+        raise ValueError(f"labels must be in [0, num_classes = {classes}), got {least if least < 0 else most}")
+    return images, labels.long()
+
+
+def told(images, labels):
+    """What config.json says of the data."""
+    return {name: fingerprint(value) for name, value in (("images", images), ("labels", labels)) if value is not None}
 
 
 def fingerprint(images):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .. import files, ops
 from ..capture import Capture
 from . import checkpoint, posthoc, sharding
-from .checks import check_graph, check_same, check_shares, checked_data, fingerprint
+from .checks import check_graph, check_same, check_shares, checked_data, told
 from .config import TrainConfig
 from .ema import EMA
 from .guard import Guard, first_bad_site
@@ -94,7 +94,7 @@ class Run:
         self.rng, self.lr = ops.rng.make_rng(config.seed, 0, self.device), torch.zeros((), device=self.device)
         self.images = self.labels = None
         self.work = Capture(self._work, self.device, required=True) if config.cuda_graph else self._work
-        self.step = self._begin({**asdict(config), "images": fingerprint(images), **settings}, resume, held)
+        self.step = self._begin({**asdict(config), **told(images, labels), **settings}, resume, held)
         part = self.ranks.part(config.batch_size)
         self.supply = Supply(
             images, labels, config.batch_size, config.seed, part, self.device, self.step, config.workers

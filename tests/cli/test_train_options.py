@@ -112,6 +112,8 @@ def test_classes(tmp_path, capsys):
     assert np.load(tmp_path / "d.npz")["arr_1"].max() < 3
     assert cli.main([*sample, "--class=3", "--out", str(tmp_path / "e.npz")]) == 2
     assert "class must be in [0, 3), or random, got 3" in capsys.readouterr().err
+    again = ["train", "--config", str(out / "config.json"), "--out", str(tmp_path / "again"), "--quiet"]
+    assert cli.main(again) == 0 and config(tmp_path / "again")["labels"] == config(out)["labels"]
 
 
 def test_classes_need_labels(tmp_path, capsys):

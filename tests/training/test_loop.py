@@ -552,6 +552,23 @@ def test_labels_go_with_their_images_and_some_are_hidden(process, images, tmp_pa
         run(Told(), process, images, tmp_path / "b", config(label_dropout=0.3))
     with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got 2"):
         run(Told(), process, Labelled(images, labels + 1), tmp_path / "b", config(label_dropout=0.3))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got -1"):
+        run(Told(), process, Labelled(images, labels - 1), tmp_path / "b", config(label_dropout=0.3))
+    with pytest.raises(ValueError, match=r"labels must be ints of shape \[20\], got torch.int64 \[19\]"):
+        run(Told(), process, Labelled(images, labels[1:]), tmp_path / "b", config(label_dropout=0.3))
+    assert not (tmp_path / "b").exists()
+
+
+def test_other_labels_are_refused(process, images, tmp_path):
+    """A run of an earlier version, which tells nothing of its labels, goes on and tells them."""
+    labels, out, options = torch.arange(20) % 2, tmp_path / "a", config(label_dropout=0.3, steps=1)
+    run(Told(), process, Labelled(images, labels), out, options)
+    told = json.loads((out / "config.json").read_text())
+    with pytest.raises(ValueError, match="labels must be as in the run to resume"):
+        run(Told(), process, Labelled(images, 1 - labels), out, options, resume=True)
+    (out / "config.json").write_text(json.dumps({name: told[name] for name in told if name != "labels"}))
+    run(Told(), process, Labelled(images, labels.int()), out, options, resume=True)
+    assert json.loads((out / "config.json").read_text()) == told
 
 
 def test_snapshots_of_power_averages(make_model, process, images, tmp_path):
