@@ -24,9 +24,12 @@ def main(args):
             raise ValueError(f"run must be of process ddpm for figures, got {process!r} in {run!r}")
         if hasattr(model, "num_classes"):
             raise ValueError(f"run must be without classes for figures, got {run!r}")
+    chosen = args.figure or FIGURES
+    if "skipping" in chosen and args.n < 2:
+        raise ValueError(f"n must be at least 2 for skipping, whose distances take covariances, got {args.n}")
     out = Path(args.out or "figures")
     out.mkdir(parents=True, exist_ok=True)
-    made = {name: _MAKERS[name](loaded, args, out / f"{name}.png", device) for name in args.figure or FIGURES}
+    made = {name: _MAKERS[name](loaded, args, out / f"{name}.png", device) for name in chosen}
     (out / "figures.json").write_text(json.dumps(made, indent=2) + "\n")
     print(f"figures: {out} ({', '.join(f'{name}.png' for name in made)}, figures.json)")
     return 0

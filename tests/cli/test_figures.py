@@ -64,6 +64,7 @@ def test_a_broken_image_is_skipped_as_in_the_run(tmp_path):
     (["figures", "{}/other", "--figure=skipping"], "run must be of digits, whose features are known, for skipping"),
     (["figures", "{}/other", "{}/other"], "run must be directories of different names, got"),
     (["figures", "{}/other", "--timesteps=5"], "timesteps must not be given for figures, got 5"),
+    (["figures", "{}/linear", "-n1"], "n must be at least 2 for skipping, whose distances take covariances, got 1"),
     (["figures", "{}/other", "--batches=1"], "batches must be at least 2, got 1"),
     (["bpd", "{}/other", "{}/linear"], "run must be one directory for bpd, got 2"),
     (["bpd", "{}/other", "--figure=skipping"], "figure must not be given for bpd, got ['skipping']"),
