@@ -11,12 +11,21 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *parts):
         ctx.save_for_backward(*parts)
-        ctx.joins = [part.shape[1] for part in parts]
+        ctx.joins, ctx.found = [part.shape[1] for part in parts], None
         return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx, gradient):
+        ctx.found = None
         return gradient.split(ctx.joins, dim=1)
+
+
+def _parts(node):
+    """What the node of a `join` keeps. A checkpoint gives it out once in a pass, in which all after the first take what
+    that one found."""
+    if node.found is None or any(part._version != version for part, version in node.found):
+        node.found = [(part, part._version) for part in node.saved_tensors]
+    return [part for part, _ in node.found]
 
 
 def join(h, skip):
@@ -42,7 +51,7 @@ def keeping_parts(module, x):
         return node if tensor.data_ptr() == address and tensor.shape == shape else tensor
 
     def unpack(kept):
-        return torch.cat(kept.saved_tensors, dim=1) if kept is node else kept
+        return torch.cat(_parts(node), dim=1) if kept is node else kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return module(x)
