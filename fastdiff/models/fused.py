@@ -163,7 +163,7 @@ def inference(x):
 
 def _native(x):
     """Whether nobody traces or watches, and the CPU has the op in x's dtype, that of autocast."""
-    if not _dispatch.eager(x) or torch.jit.is_tracing():
+    if not _dispatch.eager(x):
         return False
     if x.device.type != "cpu" or x.dtype not in _DTYPES:
         return False

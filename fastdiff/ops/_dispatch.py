@@ -130,6 +130,7 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
+is_tracing = torch._C._is_tracing  # by torch.jit.trace
 
 
 def eager(*arguments):
@@ -140,4 +141,5 @@ def eager(*arguments):
         and not _dispatch_modes()
         and not _function_modes()
         and _transforms() is None
+        and not is_tracing()
     )

@@ -38,7 +38,8 @@ def normal(
     Returns [B, C, *] on rng's device. Raises ValueError or TypeError that names the argument.
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011; Box and Muller, 1958.
     """
-    shape = tuple(shape)
+    traced = not torch.compiler.is_compiling() and _dispatch.is_tracing()
+    shape = tuple(map(int, shape)) if traced else tuple(shape)
     if len(shape) < 2 or min(shape) < 0:
         raise ValueError(f"shape must be (B, C, *) without negative extents, got {shape}")
     if dtype not in _check.FLOATS:

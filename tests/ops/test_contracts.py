@@ -205,6 +205,15 @@ def test_compiles_with_dynamic_shapes():
         assert same_bits(compiled(x), ops.group_norm_silu(x, 2))
 
 
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+@pytest.mark.filterwarnings("ignore")
+def test_traces(function):
+    """torch.jit.trace records the op, not the empty memory that the quick way past the dispatcher fills."""
+    traced, other = torch.jit.trace(function, (X,), check_trace=False), X.flip(1)
+    for a, b in zip(*((v if isinstance(v, tuple) else (v,)) for v in (function(other), traced(other))), strict=True):
+        assert same_bits(a, b)
+
+
 def test_fake_tensors_pass_through():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
