@@ -65,17 +65,18 @@ def coefficients(times, gammas, time, gamma):
 def reconstruct(directory, sigma_rel, updates=None):
     """The average of profile Power(sigma_rel) after `updates` (None: at the last snapshot), float32 by name.
 
-    Only snapshots up to then take part. Raises FileNotFoundError where there are none, ValueError where sigma_rel or
-    updates is out of their range. Source: Karras et al. 2024, section 3.2.
+    Only snapshots up to then take part, the last of them of that moment: later weights are in none. Raises
+    FileNotFoundError where there are none, ValueError where updates is no snapshot's or sigma_rel is out of range.
+    Source: Karras et al. 2024, section 3.2.
     """
     gamma = Power(sigma_rel).gamma
     found = snapshots(directory)
     if not found:
         raise FileNotFoundError(f"run must hold {SNAPSHOTS} of Power averages, got none in {str(directory)!r}")
-    last = found[-1][0]
-    updates = last if updates is None else updates
-    if not found[0][0] <= updates <= last:
-        raise ValueError(f"updates must be in [{found[0][0]}, {last}], where there are snapshots, got {updates}")
+    moments = sorted({t for t, _, _ in found})
+    updates = moments[-1] if updates is None else updates
+    if updates not in moments:
+        raise ValueError(f"updates must be those of a snapshot, {', '.join(map(str, moments))}, got {updates}")
     found = [entry for entry in found if entry[0] <= updates]
     shares = coefficients([t for t, _, _ in found], [p.gamma for _, p, _ in found], updates, gamma)
     total = {}

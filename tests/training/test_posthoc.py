@@ -75,8 +75,9 @@ def test_an_earlier_moment_uses_earlier_snapshots(run):
 
 def test_refusals(run, tmp_path):
     folder, _ = run
-    with pytest.raises(ValueError, match=r"updates must be in \[50, 1000\], where there are snapshots, got 1001"):
-        posthoc.reconstruct(folder, 0.1, updates=1001)
+    for updates in (49, 75, 1001):  # between two snapshots the newest weights are in none
+        with pytest.raises(ValueError, match=rf"updates must be those of a snapshot, 50, 100, .*, 1000, got {updates}"):
+            posthoc.reconstruct(folder, 0.1, updates=updates)
     with pytest.raises(ValueError, match="sigma_rel must be in"):
         posthoc.reconstruct(folder, 0.5)
     with pytest.raises(FileNotFoundError, match="run must hold snapshots of Power averages"):
