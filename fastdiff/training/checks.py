@@ -46,9 +46,12 @@ def checked_data(data, model, config):
         return images, None
     if labels is None:
         raise ValueError("data must have labels where label_dropout is given, got none")
-    classes = getattr(model, "num_classes", None)
-    if not classes or int(labels.max()) >= classes:
-        raise ValueError(f"labels must be in [0, num_classes = {classes}), got {int(labels.max())}")
+    if not isinstance(labels, torch.Tensor) or labels.dtype is not torch.int64 or labels.shape != images.shape[:1]:
+        got = getattr(labels, "dtype", type(labels).__name__), list(getattr(labels, "shape", ()))
+        raise ValueError(f"labels must be int64 of shape [{len(images)}], got {got[0]} of shape {got[1]}")
+    classes, least, most = getattr(model, "num_classes", None), int(labels.min()), int(labels.max())
+    if not classes or not 0 <= least <= most < classes:
+        raise ValueError(f"labels must be in [0, num_classes = {classes}), got {least if least < 0 else most}")
     return images, labels
 
 

@@ -552,6 +552,14 @@ def test_labels_go_with_their_images_and_some_are_hidden(process, images, tmp_pa
         run(Told(), process, images, tmp_path / "b", config(label_dropout=0.3))
     with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got 2"):
         run(Told(), process, Labelled(images, labels + 1), tmp_path / "b", config(label_dropout=0.3))
+    for wrong, message in (
+        (labels - 1, r"labels must be in \[0, num_classes = 2\), got -1"),
+        (labels[:7], r"labels must be int64 of shape \[20\], got torch.int64 of shape \[7\]"),
+        (labels.float(), r"labels must be int64 of shape \[20\], got torch.float32 of shape \[20\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(Told(), process, Labelled(images, wrong), tmp_path / "b", config(label_dropout=0.3))
+    assert not (tmp_path / "b").exists()
 
 
 def test_snapshots_of_power_averages(make_model, process, images, tmp_path):
