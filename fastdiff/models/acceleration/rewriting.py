@@ -96,6 +96,8 @@ def _any_hooked(module, paths):
                 below = below._modules[name]
             if below._forward_hooks or below._forward_pre_hooks or below._backward_hooks or below._backward_pre_hooks:
                 return True
+            if "forward" in below.__dict__:
+                return True
     except (KeyError, AttributeError):
         return True
     return False
