@@ -21,8 +21,8 @@ def accelerate(module, *, channels_last=False, probe=None):
 
     Each forward that holds norms is traced (torch.fx), the modules below it staying calls; one that cannot be traced
     keeps its own, and its norms are replaced one by one. What a forward's graph depends on beside its tensors (None or
-    not, numbers, training) is looked at in each call; attributes of the module are taken as they are when it is first
-    called.
+    not, numbers, training) is looked at in each call, and whether an attribute of the module has been set since; not
+    what changes within one, nor, by torch.compile, before the next call without it.
 
     Gradients are as before, but the ops have no second derivative.
 

@@ -1,6 +1,7 @@
 """Which forwards are followed, what in them is the pattern, and what only looks like it."""
 
 import concurrent.futures
+import copy
 import logging
 import random
 
@@ -307,8 +308,31 @@ def test_numbers_that_are_others_in_each_call():
     fastdiff.accelerate(model)
     for factor in range(100):
         assert_near(model(X, factor / 7), F.silu(model.norm(X)) * (factor / 7))
-    cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "functions"))
-    assert len(cell.functions) == 32
+    cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "graphs"))
+    assert len(cell.graphs[model.training][model].functions) == 32
+
+
+class Gained(Normed):
+    gain = 1.0
+
+    def forward(self, x):
+        return self.act(self.norm(x)) * self.gain
+
+
+def test_attributes_and_modules_that_are_set_later():
+    """Those of a deep copy are its own."""
+    model = drawn(Gained())
+    fastdiff.accelerate(model)
+    expected, other = model(X), copy.deepcopy(model)
+    model.gain = 3.0
+    assert_near(model(X), 3 * expected)
+    assert_near(other(X), expected)
+    model.act = nn.Identity()
+    assert_near(model(X), 3 * model.norm(X))
+    for gain in range(100):
+        model.gain = gain / 7
+        assert_near(model(X), model.norm(X) * (gain / 7))
+    assert_near(other(X), expected)
 
 
 class Mode(Normed):
