@@ -128,7 +128,7 @@ def test_too_little_to_tell(tmp_path):
     (lambda: load_unet(weights(), config=3), TypeError, "config must be a UNetConfig or a dict, got int"),
     (lambda: load_unet(weights(), "keras"), ValueError, "dialect must be auto or one of fastdiff, openai, .*'keras'"),
     (lambda: load_unet(None), TypeError, "source must be a path or a state dict, got NoneType"),
-    (lambda: load_unet(weights(), dtype=torch.int8), ValueError, "dtype must be a floating torch.dtype or None, got tor"),
+    (lambda: load_unet(weights(), dtype=torch.int8), ValueError, "dtype must be a floating torch.dtype or None, got"),
     (lambda: load_unet("."), FileNotFoundError, "path must be a folder with config.json, or unet/config.json, got"),
     (lambda: save_unet(torch.nn.Linear(1, 1), "m"), TypeError, "model must be a UNet, got Linear"),
     (lambda: save_unet(UNet, "m", "keras"), ValueError, "dialect must be one of fastdiff, .*, got 'keras'"),
