@@ -62,7 +62,10 @@ def _is_cast_group_norm(module):
     norms = [node for node in calls if node.target is F.group_norm]
     rest = [node for node in calls if node not in norms and node.target is not getattr]
     casts = all(node.op == "call_method" and node.target in _CASTS for node in rest)
-    return len(norms) == 1 and casts and _is_own_group_norm(norms[0], module)
+    if len(norms) != 1 or not casts or not _is_own_group_norm(norms[0], module):
+        return False
+    (result,) = next(node for node in graph.nodes if node.op == "output").args
+    return (norms[0].args[0].op == "placeholder") == (result is norms[0])  # what is cast is cast back
 
 
 def _is_own_group_norm(node, module):

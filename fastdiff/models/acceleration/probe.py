@@ -1,5 +1,7 @@
 """A network's output before and after."""
 
+import copy
+
 import torch
 from torch.utils import _pytree
 
@@ -7,12 +9,12 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # other dtypes: 0.05
 
 
 def output(module, probe):
-    """Every tensor of the output, in evaluation mode."""
+    """Every tensor of the output, in evaluation mode, of copies of the arguments: the network may write into them."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
-            return [leaf for leaf in _pytree.tree_leaves(module(*probe)) if isinstance(leaf, torch.Tensor)]
+            return [leaf for leaf in _pytree.tree_leaves(module(*copy.deepcopy(probe))) if isinstance(leaf, torch.Tensor)]
     finally:
         for each, training in modes:
             each.training = training

@@ -9,6 +9,7 @@ import weakref
 import torch
 from torch import fx
 
+from ...ops import _dispatch
 from . import patterns, tracing
 
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -81,8 +82,11 @@ def _same(before, now):
 
 
 def _alone():
-    """Tracing patches nn.Module for the whole process: it waits for a call outside of threads."""
-    return threading.current_thread() is threading.main_thread()
+    """Tracing patches nn.Module for the whole process: it waits for a call outside of threads.
+
+    As it waits for one outside of transforms and dispatch modes, which would see it.
+    """
+    return _dispatch.untransformed() and threading.current_thread() is threading.main_thread()
 
 
 def rewrite(module, args, kwargs, given):

@@ -4,11 +4,13 @@ import concurrent.futures
 import copy
 import logging
 import random
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastdiff
 
@@ -197,7 +199,12 @@ class Weightless(nn.GroupNorm):
         return F.group_norm(x.float(), self.num_groups, eps=self.eps).type(x.dtype)
 
 
-@pytest.mark.parametrize("kind", [OtherEps, Weightless])
+class Widening(nn.GroupNorm):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+@pytest.mark.parametrize("kind", [OtherEps, Weightless, Widening])
 def test_a_group_norm_of_other_numbers_than_its_own_is_left(kind):
     model = drawn(nn.Sequential(kind(4, 8), nn.SiLU()))
     expected = model(X)
@@ -310,6 +317,21 @@ def test_numbers_that_are_others_in_each_call():
         assert_near(model(X, factor / 7), F.silu(model.norm(X)) * (factor / 7))
     cell = next(c.cell_contents for c in type(model).forward.__closure__ if hasattr(c.cell_contents, "graphs"))
     assert len(cell.graphs[model.training][model].functions) == 32
+
+
+def test_a_first_call_under_a_transform_or_mode_is_not_kept(monkeypatch):
+    model = drawn(Asking())
+    expected = torch.func.grad(lambda x: model(x).sum())(X)
+    fastdiff.accelerate(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_near(torch.func.grad(lambda x: model(x).sum())(X), expected)
+        with FlopCounterMode(display=False):
+            model(X)
+    calls = []
+    monkeypatch.setattr(nn.SiLU, "forward", lambda module, x: calls.append(x) or F.silu(x))
+    model(X)
+    assert not calls
 
 
 class Gained(Normed):
