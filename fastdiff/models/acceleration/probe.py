@@ -9,7 +9,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # other dtypes: 0.05
 
 
 def output(module, probe):
-    """Every tensor of the output, in evaluation mode, of copies of the arguments: the network may write into them."""
+    """Every tensor of the output, in evaluation mode, of copies of the arguments: a network may write into them."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
