@@ -41,6 +41,10 @@ py::object owned(PyObject* result) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+bool equal(const py::object& found, py::handle expected) {
+  return found.ptr() == expected.ptr() || PyObject_RichCompareBool(found.ptr(), expected.ptr(), Py_EQ) == 1;
+}
+
 // torch's dtype objects, in the order of enum Dtype, and torch.bool, which is a byte.
 constexpr int kDtypes = 6;
 PyObject* dtypes[kDtypes] = {};

@@ -5,8 +5,11 @@
 // columns of outputs at a time, so that V and M stay in the second-level cache; and these are transformed to outputs.
 // Every output is one sum over c = 0..C-1 in that order, whatever the blocks and threads.
 #include "../arithmetic.h"
-#include "group_norm.h"
+#include "arrays.h"
+#include "kernels.h"
+#include "parallel.h"
 #include "product.h"
+#include "silu.h"
 #include "winograd_grid.h"
 
 namespace fastdiff {

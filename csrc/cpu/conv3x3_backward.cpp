@@ -6,6 +6,9 @@
 // W^T V to its U [O, C], and U is transformed at the end. Every U is one sum over the tiles in their order, and the blocks
 // depend on the shape alone, so that threads change no bit.
 #include "../arithmetic.h"
+#include "arrays.h"
+#include "kernels.h"
+#include "parallel.h"
 #include "winograd_grid.h"
 
 namespace fastdiff {

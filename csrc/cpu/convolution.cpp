@@ -2,6 +2,9 @@
 // inputs of each are gathered to a row, but for a 1x1 kernel in float, whose rows lie there. Every output is one sum
 // over the taps and, within, the channels in their order.
 #include "../arithmetic.h"
+#include "arrays.h"
+#include "kernels.h"
+#include "parallel.h"
 #include "product.h"
 
 namespace fastdiff {

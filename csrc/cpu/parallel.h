@@ -26,4 +26,10 @@ static inline void parallel_for(int64_t n, int num_threads, const Body& body) {
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
+// Fewer threads where there is little to do: a parallel region costs as much as some ten thousand elements.
+static inline int useful_threads(int64_t elements, int num_threads) {
+  const int64_t most = elements / 16384;
+  return most < 1 ? 1 : most < num_threads ? int(most) : num_threads;
+}
+
 }  // namespace fastdiff

@@ -1,6 +1,6 @@
 // The matrix product of the convolutions: rows of inputs by panels of packed filters.
 #pragma once
-#include "group_norm.h"
+#include "simd.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {

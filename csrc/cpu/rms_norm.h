@@ -4,7 +4,10 @@
 // A unit of work is a part of a sample's positions. Channels last, a position is a row of channels and its terms are
 // met lane by lane; channels first, a block of positions is walked channel by channel.
 #pragma once
-#include "group_norm.h"
+#include "arrays.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "silu.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {

@@ -18,6 +18,8 @@
 #include "../dtype.h"
 
 #define FD_SIMD static inline __attribute__((always_inline, unused))
+#define FD_INLINE __attribute__((always_inline))   // for lambdas and members that pass vectors
+#define FD_SHARED_CODE __attribute__((noinline))   // where a copy for each caller would be compiled and not felt
 
 namespace fastdiff {
 namespace FD_LEVEL {

@@ -68,7 +68,7 @@ def multistep_plan(scheduler, first):
     if config.get("use_flow_sigmas"):
         raise ValueError("use_flow_sigmas must be False, got True")
     lower = (config.lower_order_final and short) or ("euler" if config.euler_at_final else False)
-    nodes, noisy = process.through(scheduler.sigmas[first:]), float(algorithm.startswith("sde"))
+    nodes, noisy = _through(process, scheduler.sigmas[first:]), float(algorithm.startswith("sde"))
     if order == 1 and algorithm.endswith("++"):
         return ddim(process, nodes, clip=None, eta=noisy)
     options = {"clip": None, "solver_type": config.solver_type, "lower_order_final": lower}
@@ -78,6 +78,15 @@ def multistep_plan(scheduler, first):
         options["weights"] = "diffusers"
     solver = f"dpmpp_{order}m" + "_sde" * algorithm.startswith("sde")
     return functools.partial(SOLVERS[solver], process, nodes)(**options)
+
+
+def _through(process, levels):
+    """The points of noise levels, the last of which Karras' and others have twice where they do not end at 0."""
+    if levels[-1] < levels[-2]:
+        return process.through(levels)
+    nodes = process.through(torch.cat([levels[:-1], levels.new_zeros(1)]))
+    alpha, sigma = (torch.cat([value[:-1], value[-2:-1]]) for value in (nodes.alpha, nodes.sigma))
+    return nodes._replace(alpha=alpha, sigma=sigma)
 
 
 def _number(clip):

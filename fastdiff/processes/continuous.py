@@ -1,6 +1,7 @@
 """What all processes in continuous time share: dx = drift(t) x dt + diffusion(t) dw."""
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -88,10 +89,10 @@ class ContinuousProcess:
         if isinstance(timesteps, Nodes):
             return self.time_at(timesteps.noise_level[:-1])
         timesteps = self.num_timesteps if timesteps is None else timesteps
-        if isinstance(timesteps, int):
+        if isinstance(timesteps, numbers.Integral):
             if isinstance(timesteps, bool) or timesteps < 1:
                 raise ValueError(f"timesteps must be at least 1, got {timesteps}")
-            return torch.linspace(self.t_max, self.t_min, timesteps, dtype=torch.float64)
+            return torch.linspace(self.t_max, self.t_min, int(timesteps), dtype=torch.float64)
         try:
             times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:

@@ -1,5 +1,7 @@
 """The discrete variance-exploding process of NCSN: a ladder of noise levels, the noisiest first."""
 
+import numbers
+
 import torch
 
 from .. import ops
@@ -32,13 +34,13 @@ class NCSNProcess:
     def __init__(self, levels=10, sigma_max=1.0, sigma_min=0.01, *, prediction="score", timestep_map=None):
         if prediction not in KINDS:
             raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {prediction!r}")
-        if isinstance(levels, int):
+        if isinstance(levels, numbers.Integral):
             if levels < 2:
                 raise ValueError(f"levels must be at least 2, got {levels}")
             if not 0 < sigma_min < sigma_max < float("inf"):
                 raise ValueError(f"sigma_min must be in (0, sigma_max), got {sigma_min} and sigma_max {sigma_max}")
             ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log().tolist()
-            levels = torch.linspace(*ends, levels, dtype=torch.float64).exp()
+            levels = torch.linspace(*ends, int(levels), dtype=torch.float64).exp()
         self.sigma = torch.as_tensor(levels, dtype=torch.float64, device="cpu").detach().clone()
         falling = self.sigma.dim() == 1 and len(self.sigma) > 0 and bool((self.sigma.diff() < 0).all())
         if not falling or not (self.sigma > 0).all() or not self.sigma.isfinite().all():

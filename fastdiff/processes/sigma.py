@@ -1,6 +1,7 @@
 """The variance-exploding view x = x_0 + sigma * eps: networks conditioned on sigma, and discrete ones seen in it."""
 
 import math
+import numbers
 
 import torch
 
@@ -46,7 +47,7 @@ class SigmaProcess:
 
     def nodes(self, timesteps=None):
         """The points of a run: timesteps are its noise levels [S + 1], falling; or S, on Karras' curve; None: 18."""
-        if timesteps is None or isinstance(timesteps, int):
+        if timesteps is None or isinstance(timesteps, numbers.Integral):
             steps = 18 if timesteps is None else timesteps
             return self.through(sigmas.karras(steps, self.sigma_min, self.sigma_max))
         return self.through(timesteps)
@@ -105,11 +106,11 @@ class SigmaView:
     def nodes(self, timesteps=None):
         """The points of a run: timesteps are noise levels [S + 1], falling; or S, evenly from T - 1 to 0; None: T."""
         last = len(self._times) - 1
-        if timesteps is None or isinstance(timesteps, int):
+        if timesteps is None or isinstance(timesteps, numbers.Integral):
             steps = last + 1 if timesteps is None else timesteps
             if isinstance(steps, bool) or steps < 1:
                 raise ValueError(f"timesteps must be a positive int, or noise levels, got {timesteps}")
-            places = torch.linspace(last, 0, steps, dtype=torch.float64)
+            places = torch.linspace(last, 0, int(steps), dtype=torch.float64)
             timesteps = torch.cat([_interpolated(places, self._log_levels).exp(), torch.zeros(1, dtype=torch.float64)])
         return self.through(timesteps)
 

@@ -1,6 +1,7 @@
 """DPM-Solver of orders 1 to 3 with a fixed number of network calls."""
 
 import math
+import numbers
 
 from ..processes.interpolated import continuous
 from .stages import stage_plan
@@ -25,7 +26,7 @@ def dpm_fast(process, timesteps=None, *, clip=None, eta=0.0, s_noise=1.0, denois
     2022, algorithms 1 and 2 and section 3.4, in the form of k-diffusion's `sample_dpm_fast`, whence eta.
     """
     calls = 30 if timesteps is None else timesteps
-    if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
+    if not isinstance(calls, numbers.Integral) or isinstance(calls, bool) or calls < 1:
         raise ValueError(f"timesteps must be the number of network calls, at least 1, got {timesteps!r}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")

@@ -44,6 +44,9 @@ def multistep(
         if to.sigma == 0:
             rows.add(at, to.alpha * X0)
             continue
+        if to.noise_level == at.noise_level:  # h = 0
+            rows.add(at, X)
+            continue
         left = (1 if i + 1 == S else order) if lower_order_final == "euler" else S - i if lower_order_final else order
         steps = [points[j + 1].half_logsnr - points[j].half_logsnr for j in range(i, max(i - order, -1), -1)]
         scale, outer, g, std = _noisy(*scales(at, to, predict), eta, predict)

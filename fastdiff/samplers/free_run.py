@@ -23,6 +23,8 @@ class FreeRun:
         self.memory_format = getattr(sampler.model, "memory_format", torch.contiguous_format)
         if isinstance(sampler.guidance, Classifier) and sampler.guidance.form != "score":
             raise ValueError("guidance must be of form score where a solver chooses its own steps, got 'mean'")
+        if isinstance(sampler.guidance, ClassifierFree) and sampler.guidance.each:
+            raise ValueError("guidance's w must be a number where a solver chooses its own steps, got several")
 
     def begin(self, seed, sample_ids, *, condition, x=None, start=None):
         self.rng = ops.rng.make_rng(seed).to(self.device, non_blocking=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,15 @@ class ClassifierFree:
     def plan(self, plan, levels):
         """The plan with this guidance in its column w."""
         return plan.replace(w=self.at(plan.time, plan.replace(w=self.w)["w"]))
+
+    @property
+    def each(self):
+        """Whether there is a weight for each row."""
+        return isinstance(self.w, (list, tuple)) or getattr(self.w, "ndim", 0) > 0
+
+    def since(self, row):
+        """The same for the rows from this one on."""
+        return replace(self, w=self.w[row:]) if self.each else self
 
     def at(self, time, w=None):
         """The weights [S or B] at these times: w inside the interval, 1 outside."""

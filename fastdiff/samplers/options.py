@@ -19,7 +19,7 @@ def checked_guidance(guidance):
 def checked_clip(clip):
     if clip is None or isinstance(clip, DynamicThreshold):
         return clip
-    if isinstance(clip, bool) or not clip > 0:
+    if isinstance(clip, (bool, str)) or not clip > 0:
         raise ValueError(f"clip must be a positive number, DynamicThreshold or None, got {clip!r}")
     return clip
 

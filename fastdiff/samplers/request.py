@@ -1,5 +1,6 @@
 """What one call of a sampler asks for: how many samples of which shape, from where, under which conditions."""
 
+import math
 import operator
 
 import torch
@@ -21,10 +22,13 @@ class Request:
 
     def __init__(self, sampler, n, seed, sample_ids, condition, x, x_start, strength, inpaint):
         inpaint = inpaint if inpaint is None or isinstance(inpaint, Inpaint) else Inpaint(*inpaint)
+        for name, value in (("x", x), ("x_start", x_start)):
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         given = next((image for image in (x, x_start, inpaint and inpaint.known) if image is not None), None)
         self.shape, self.ids = shape_and_ids(sampler.model, n, sample_ids, given)
-        self.n, self.seed = len(self.ids), seed
-        if not -(2**63) <= seed < 2**64:
+        self.n, self.seed = len(self.ids), count("seed", seed, -math.inf)
+        if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")
         if x is not None and x_start is not None:
             raise ValueError("x must be None where x_start is given: a run starts from one of them")
@@ -94,20 +98,23 @@ class Request:
 def from_strength(sampler, strength):
     """(plan, (alpha, sigma)): the last strength * S rows of the sampler's plan, and the level that they start at.
 
-    A run of several stages begins with a whole one. A solver whose rows need history from before is asked for a plan of
-    the timesteps that are left.
+    A step of several stages is run whole or not at all. A solver whose rows need history from before is asked for a
+    plan of the timesteps that are left.
     """
     if isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength!r}")
     plan, S = sampler.plan, len(sampler.plan)
     first = S - max(int(S * strength), 1)
     alone = [row for row in range(S) if stands_alone(plan, row)]
-    left = None if alone[-1] >= first else remaining(sampler.process, plan.time[first:], sampler.steps)
-    if left is not None:
-        plan = sampler.plan_of(left)
+    whole = next((row for row in alone if row >= first), S)
+    row, left = (whole, None) if whole == first else remaining(sampler.process, plan.time[first:], sampler.steps)
+    if left is not None and first + row < whole and (whole == S or plan.time[first + row] != plan.time[whole]):
+        plan = sampler.plan_of(left, first + row)
     else:
-        plan = tail(plan, next((row for row in alone if row >= first), alone[-1]))
-    alpha, sigma = (level[0].item() for level in sampler.levels(plan))
+        plan = tail(plan, whole if whole < S else alone[-1])
+    # Of the others the levels need not be known: stages lie between the points.
+    begin = Plan(plan.time[:1], call=plan.call[:1], c_in=plan["c_in"][:1])
+    alpha, sigma = (level[0].item() for level in sampler.levels(begin))
     return plan, (alpha, sigma)
 
 
@@ -133,10 +140,7 @@ def shape_and_ids(model, n, sample_ids, images=None):
     """((C, H, W), list of ids)."""
     shape = getattr(model, "sample_shape", None)
     if sample_ids is not None:
-        sample_ids = sample_ids.tolist() if hasattr(sample_ids, "tolist") else list(sample_ids)
-        outside = [i for i in sample_ids if not 0 <= operator.index(i) < 2**32]
-        if outside:
-            raise ValueError(f"sample_ids must be in [0, 2**32), got {outside[0]}")
+        sample_ids = _ids(sample_ids)
     if images is not None:
         shape = images.shape[1:]
         n = len(images) if n is None and sample_ids is None else n
@@ -152,6 +156,18 @@ def shape_and_ids(model, n, sample_ids, images=None):
     if sample_ids is not None and len(sample_ids) != n:
         raise ValueError(f"sample_ids must hold n = {n} ids, got {len(sample_ids)}")
     return shape, list(range(n)) if sample_ids is None else sample_ids
+
+
+def _ids(sample_ids):
+    try:
+        sample_ids = sample_ids.tolist() if hasattr(sample_ids, "tolist") else sample_ids
+        sample_ids = [operator.index(i) for i in sample_ids]
+    except TypeError:
+        raise TypeError(f"sample_ids must be ints, got {sample_ids!r}") from None
+    outside = [i for i in sample_ids if not 0 <= i < 2**32]
+    if outside:
+        raise ValueError(f"sample_ids must be in [0, 2**32), got {outside[0]}")
+    return sample_ids
 
 
 def count(name, value, least):

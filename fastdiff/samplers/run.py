@@ -92,6 +92,7 @@ class Run:
         self.own = torch.empty(self.B, 2, WIDTH, device=self.device)
         self.own_row = torch.arange(0, 2 * self.B, 2, device=self.device)
 
+    @torch.no_grad()  # a model that differentiates may have marked the state
     def begin(self, seed, sample_ids, *, x=None, x_start=None, start=None, condition=None, known=None, mask=None):
         """A new batch: x_T = start * noise, or x, or alpha * x_start + sigma * noise with start = (alpha, sigma)."""
         counters = torch.cat([ops.rng.make_rng(seed), torch.zeros(1, dtype=torch.int64)])

@@ -35,7 +35,8 @@ class Sampler:
     Args:
         model: callable, model(x, t) -> [B, C, *], with x [B, C, *] and t [B], int64 timesteps of the process that it
             was trained on; its output may lie in a tuple, a dict or an object's `.sample`. x is reused from row to row:
-            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in.
+            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in;
+            gradients are off, and a model may turn them on for what it differentiates itself.
             `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
             asks for that layout; `model.null_condition` is the condition of unconditional samples. Where
             `model.self_condition` is true, x_self_cond is the x_0 estimated by the call before, zeros at first; solvers
@@ -90,20 +91,23 @@ class Sampler:
         """The sampler of a diffusers pipeline, or of its folder; see `fastdiff.integrations.diffusers.sampler`."""
         return importlib.import_module("fastdiff.integrations.diffusers").sampler(pipeline_or_folder, **options)
 
-    def plan_of(self, steps):
-        """This sampler's plan for these timesteps."""
+    def plan_of(self, steps, since=0):
+        """This sampler's plan for these timesteps; since: the row of `plan` that it begins at, if not at its first."""
         solve = self.solver if callable(self.solver) else SOLVERS[self.solver]
         clip = 1.0 if isinstance(self.clip, DynamicThreshold) else self.clip
         plan = solve(self.process, steps, clip=clip, **self.options)
         if self.guidance is None or not isinstance(plan, Plan):
             return plan
-        return self.guidance.plan(plan, self.levels)
+        guidance = self.guidance.since(since) if isinstance(self.guidance, ClassifierFree) else self.guidance
+        return guidance.plan(plan, self.levels)
 
     @property
     def guided(self):
         """Whether the network is ever run in two halves."""
-        free = isinstance(self.guidance, ClassifierFree)
-        return free and bool((self.plan["w"] != 1).any() if isinstance(self.plan, Plan) else self.guidance.w != 1)
+        if not isinstance(self.guidance, ClassifierFree):
+            return False
+        w = self.plan["w"] if isinstance(self.plan, Plan) else torch.as_tensor(self.guidance.w)
+        return bool((w != 1).any())
 
     def levels(self, plan):
         """(alpha, sigma), each [S + 1]: x = alpha * x_0 + sigma * eps before each row of a plan of this sampler."""
@@ -151,7 +155,7 @@ class Sampler:
                 positions = list(range(start, min(start + size, request.n)))
                 request.begin(run, positions)
                 finish(bar, len(positions))
-                result[start : start + size] = run.x[: len(positions)]
+                result[start : start + size] = run.x[: len(positions)].detach()
         return result
 
     def _prepare(self, request, size, callback):
@@ -216,7 +220,7 @@ class Sampler:
             with self._mode():
                 advance(row)
             if (row + 1) % every == 0 or row + 1 == len(times):
-                x, x0 = (value[:n].clone(memory_format=torch.contiguous_format) for value in (run.x, run.x0))
+                x, x0 = (v.detach()[:n].clone(memory_format=torch.contiguous_format) for v in (run.x, run.x0))
                 yield Step(row, time, x, x0)
 
     def _advance(self, run):
@@ -241,7 +245,7 @@ class Sampler:
     def _mode(self):
         device, dtype = network.locate(self.model, self.device)
         autocast = network.autocast(self.precision, device, dtype, self.model)
-        with network.evaluating(self.model), torch.inference_mode(), autocast:
+        with network.evaluating(self.model), torch.no_grad(), autocast:
             yield
 
 

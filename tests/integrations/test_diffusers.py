@@ -97,6 +97,10 @@ def test_ddim_goes_a_stride_down_and_keeps_the_raw_eps(backend, options, spacing
     {"solver_order": 3, "euler_at_final": True, "final_sigmas_type": "sigma_min"},
     {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3, "solver_type": "heun"},
     {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    # The last level twice, of which diffusers makes NaN by order 3.
+    {"use_karras_sigmas": True, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"}, {"use_karras_sigmas": True, **SDE},
+    {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "solver_order": 1},
 ])  # fmt: skip
 @pytest.mark.parametrize("steps", [10, 20])
 def test_dpm_multistep(backend, steps, config, begin):

@@ -122,6 +122,7 @@ def test_the_bar(capsys):
     ({}, {"inpaint": (torch.zeros(SHAPE), torch.zeros(1, 1, 4, 4))}, "inpaint must be None for a solver that chooses"),
     ({}, {"x_start": torch.zeros(SHAPE)}, "x_start must be None for a solver that chooses its own steps"),
     ({}, {"callback": print}, "callback must be None for a solver that chooses its own steps"),
+    ({"guidance": ClassifierFree(torch.tensor([2.0, 3.0]), 0)}, {"condition": 1}, "guidance.s w must be a number"),
     ({"compile": True}, {}, "compile must be off for a solver that chooses its own steps"),
     ({"cuda_graph": True}, {}, "cuda_graph must be off for a solver that chooses its own steps"),
 ])  # fmt: skip

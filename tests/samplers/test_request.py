@@ -8,7 +8,9 @@ import torch
 
 from fastdiff import GaussianProcess, Sampler, ops, schedules
 from fastdiff.ops import rng
-from fastdiff.samplers import Inpaint, Plan, ddpm, slerp
+from fastdiff.processes import SigmaProcess
+from fastdiff.samplers import ClassifierFree, Inpaint, Plan, ddpm, slerp
+from fastdiff.samplers.request import from_strength
 
 from .deterministic import ddim
 
@@ -77,6 +79,26 @@ def test_a_solver_with_history_starts_afresh(process):
     t = process.respace(10)
     x = t.alpha[4] * images() + t.sigma[4] * ops.normal(SHAPE, rng.make_rng(0), torch.arange(2))
     torch.testing.assert_close(steps[-1].x, alone.sample(x=x.float()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "lms"])
+def test_history_that_the_last_row_does_without(process, name):
+    """The last row of DPM-Solver++ is of order 1: it alone stands alone, yet all that were asked for run."""
+    weights = [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    sampler = Sampler(model, process, name, steps=10, guidance=ClassifierFree(weights))
+    plan, (alpha, sigma) = from_strength(sampler, 0.5)
+    kept = process.respace(10).timestep_map[:5]
+    assert torch.equal(plan.rows, Sampler(model, process, name, steps=kept).plan.replace(w=weights[5:]).rows)
+    assert (alpha, sigma) == (process.alpha[kept[-1]].item(), process.sigma[kept[-1]].item())
+
+
+@pytest.mark.parametrize("name", ["dpm_2", "dpmpp_2s", "dpm_singlestep", "dpmpp_2m"])
+def test_from_an_image_in_noise_levels(name):
+    """x = x_0 + sigma * noise, whatever the row that begins the run does and wherever its later stages lie."""
+    view = SigmaProcess("edm")
+    plan, (alpha, sigma) = from_strength(Sampler(model, view, name, steps=10), 0.5)
+    nodes = view.nodes(10)
+    assert plan.time[0] == nodes.time[5] and (alpha, sigma) == (1.0, pytest.approx(nodes.sigma[5].item(), rel=1e-12))
 
 
 def test_a_run_of_two_stages_starts_at_a_first_stage(process):
@@ -233,6 +255,12 @@ def test_diffusers_networks_as_they_are(process):
     ({"strength": 0.5}, ValueError, "strength must be 1 without x_start, got 0.5"),
     ({"condition": torch.zeros(3)}, ValueError, r"condition must have n = 2 samples, or 1 for all, got shape \[3\]"),
     ({"condition": {"y": torch.zeros(3)}}, ValueError, "condition's y must have n = 2 samples"),
+    ({"x": images().numpy()}, TypeError, "x must be a tensor, got ndarray"),
+    ({"x_start": [0.0]}, TypeError, "x_start must be a tensor, got list"),
+    ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
+    ({"seed": None}, TypeError, "seed must be an int, got None"),
+    ({"sample_ids": [0, 1.0]}, TypeError, r"sample_ids must be ints, got \[0, 1.0\]"),
+    ({"sample_ids": 3}, TypeError, "sample_ids must be ints, got 3"),
     ({"condition": "a cat"}, TypeError, "condition must be labels, a tensor or a dict of keywords, got str"),
 ])  # fmt: skip
 def test_bad_arguments(process, arguments, kind, message):

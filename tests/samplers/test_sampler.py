@@ -338,6 +338,23 @@ def test_a_module_runs_in_evaluation_mode_and_is_left_as_it_was(process, net):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.parametrize("mark", [lambda x: x.detach().requires_grad_(), torch.Tensor.requires_grad_])
+@pytest.mark.parametrize("solver", ["ddim", "dpm_adaptive"])
+def test_a_model_may_differentiate_an_energy(process, mark, solver):
+    """The gradient of sum(x^2) / 20, whether the model marks a view of its input or the input itself."""
+
+    def energy(x, t):
+        with torch.enable_grad():
+            x = mark(x)
+            return torch.autograd.grad(x.square().sum() / 20, x)[0]
+
+    steps = None if solver == "dpm_adaptive" else 3
+    expected = Sampler(lambda x, t: x / 10, process, solver, steps).sample((4, 3, 4, 4))
+    found = Sampler(energy, process, solver, steps).sample((4, 3, 4, 4), batch_size=2)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_mode_is_restored_after_an_exception_which_passes_through(process, net):
     def fail(*_):
         raise KeyError("mine")
@@ -468,6 +485,7 @@ def test_a_callback_may_stop_early(process, net):
     ({"steps": [5, 1000]}, ValueError, r"timesteps must be in \[0, 1000\), got 1000"),
     ({"clip": 0.0}, ValueError, r"clip must be a positive number, DynamicThreshold or None, got 0\.0"),
     ({"eta": 0.5}, TypeError, r"options must be among the solver's \(none\), got 'eta'"),
+    ({"clip": "1"}, ValueError, "clip must be a positive number, DynamicThreshold or None, got '1'"),
     ({"clip": True}, ValueError, "clip must be a positive number, DynamicThreshold or None, got True"),
     ({"compile": "eager"}, TypeError, "compile must be a bool or a dict of torch.compile's options, got str"),
     ({"precision": "half"}, ValueError, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
