@@ -132,6 +132,11 @@ _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 
 
+def untransformed():
+    """Whether no transform of functorch and no dispatch mode is on."""
+    return not _dispatch_modes() and _transforms() is None
+
+
 def eager(*arguments):
     """Whether a call may go past the dispatcher: ordinary tensors, and nobody is compiling, tracing or transforming."""
     return (

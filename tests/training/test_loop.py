@@ -19,7 +19,7 @@ from fastdiff.training import EMA, Interrupted, TrainConfig, checks, loop, posth
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
-from fastdiff.training.timesteps import Batches
+from fastdiff.training.timesteps import Batches, self_conditioned
 from tests.cuda_graphs import Cuda
 
 QUICK = dict(batch_size=6, lr=1e-2, warmup=2, log_every=5, tensorboard=False)
@@ -130,6 +130,19 @@ def test_dropout_follows_the_places_in_the_batch(make_model, process, images, tm
     model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
     run(model, process, images, tmp_path / "b", config(steps=1, batch_size=4))
     assert given == [{}]
+
+
+def test_half_of_the_samples_are_shown_an_estimate_of_their_own(make_model, process, images, tmp_path):
+    model, given = make_model(self_condition=True), []
+    model.register_forward_hook(lambda module, args, kwargs, y: given.append((args, kwargs, y)), with_kwargs=True)
+    run(model, process, images, tmp_path / "a", config(steps=1, batch_size=16))
+    (args, first, output), (again, second, _) = given
+    assert "x_self_cond" not in first and torch.equal(args[0], again[0]) and not output.requires_grad
+    t = torch.searchsorted(process.timestep_map, args[1].long())
+    estimate, shown = process.predict_x0(args[0], t, output), second["x_self_cond"]
+    told = shown.flatten(1).any(1)
+    assert torch.equal(shown[told], estimate[told]) and told.tolist() == self_conditioned(*first["counters"]).tolist()
+    assert 2 < told.sum() < 14
 
 
 def test_it_learns(make_model, process, images, tmp_path):
