@@ -55,14 +55,19 @@ class Held(TorchDispatchMode):
         self.known = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.add((args, kwargs), lambda storage: 0)  # made before, as the network's weights, of which there are views
         result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self.add(value.untyped_storage())
+        self.add(result, torch.UntypedStorage.nbytes)
         return result
 
-    def add(self, storage):
-        place, size = storage._cdata, storage.nbytes()
+    def add(self, values, size_of):
+        for value in tree_leaves(values):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                self.add_storage(storage, size_of(storage))
+
+    def add_storage(self, storage, size):
+        place = storage._cdata
         if place in self.known:
             return
         self.known.add(place)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "models": {"files", "ops"},
     "samplers": {"capture", "files", "ops", "processes"},
     "training": {"capture", "files", "ops", "processes"},
-    "evaluation": {"data", "ops", "processes"},
+    "evaluation": {"data", "ops", "processes", "samplers"},
     "integrations": {"ops", "samplers", "processes", "models"},
     "data": {"files"},
     "cli": None,

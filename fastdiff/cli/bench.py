@@ -37,6 +37,8 @@ def main(arguments):
         return floors(arguments)
     if not arguments.static:
         return timed(arguments)
+    if arguments.select or arguments.compare:
+        raise ValueError("--select and --compare must come without --static")
     static = collector()
     table, reasons = static.collect(archs=arguments.arch or static.ARCHS)
     for language, reason in reasons.items():
@@ -53,7 +55,8 @@ def main(arguments):
 
 
 def floors(arguments):
-    if arguments.static or arguments.check or arguments.update or arguments.arch or arguments.compare:
+    others = "static", "check", "update", "arch", "compare", "select"
+    if any(getattr(arguments, name) for name in others):
         raise ValueError("--floor must come alone, got another option")
     print(of_checkout("benchmarks.floor").table())
     return 0

@@ -35,13 +35,23 @@ def _option(text):
         return name, value
 
 
+def _read(path):
+    try:
+        with open(path) as file:
+            options = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"config must be JSON, got {path!r}: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"config must hold a table of options, got {type(options).__name__} in {path!r}")
+    return options
+
+
 def main(args):
     from ..models import load_unet, save_unet
 
     options = dict(args.option)
     if args.config:
-        with open(args.config) as file:
-            options = {**json.load(file), **options}
+        options = {**_read(args.config), **options}
     model = load_unet(args.input, args.source, options or None, ema=args.ema)
     save_unet(model, args.output, args.dialect)
     count = sum(parameter.numel() for parameter in model.parameters())

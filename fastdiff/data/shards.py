@@ -1,6 +1,8 @@
 """Images in shards: WebDataset tar files, Parquet files."""
 
 import io
+import os
+import tarfile
 from pathlib import Path
 
 import torch
@@ -31,6 +33,9 @@ def load_shards(paths, image_size=None):
     for path in paths:
         read = _webdataset if path.suffix == ".tar" else _parquet
         for name, content, label in read(path):
+            if not isinstance(content, bytes):
+                got = f"{type(content).__name__} as {name!r} in {str(path)!r}"
+                raise ValueError(f"data must hold encoded images, got {got}")
             try:
                 images.append(decode(io.BytesIO(content), image_size))
             except ValueError as error:
@@ -50,12 +55,31 @@ def _webdataset(path):
     import webdataset
 
     images = ("png", "jpg", "jpeg", "webp", "bmp", "ppm")
-    pipeline = (str(path),)
-    for sample in webdataset.WebDataset(pipeline, shardshuffle=False, empty_check=False):
-        kind = next((kind for kind in images if kind in sample), None)
-        if kind is None:
-            raise ValueError(f"data must hold a {', '.join(images)} in each sample, got {sample['__key__']!r} without")
-        yield sample["__key__"], sample[kind], int(sample["cls"]) if "cls" in sample else None
+    _check_end(path)
+    try:
+        for sample in webdataset.WebDataset((str(path),), shardshuffle=False, empty_check=False):
+            name, kind = sample["__key__"], next((kind for kind in images if kind in sample), None)
+            if kind is None:
+                raise ValueError(f"data must hold a {', '.join(images)} in each sample, got {name!r} without")
+            yield name, sample[kind], _label(sample["cls"], name) if "cls" in sample else None
+    except tarfile.TarError as error:
+        raise ValueError(f"data must be a whole .tar, got {str(path)!r}: {error.args[0]}") from None
+
+
+def _check_end(path):
+    """A tar ends in 1024 zero bytes: one cut off at or in the head of a file would be taken for whole."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+        file.seek(-min(1024, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if head[257:262] == b"ustar" and file.read().strip(b"\0"):
+            raise ValueError(f"data must be a whole .tar, got {str(path)!r} without its end")
+
+
+def _label(text, name):
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"labels must be ints, got {text!r} of sample {name!r}") from None
 
 
 def _parquet(path):
@@ -72,7 +96,7 @@ def _parquet(path):
         for batch in file.iter_batches(256, columns=[image, label] if label else [image]):
             for values in batch.to_pylist():
                 value = values[image]
-                yield f"row {row}", value["bytes"] if isinstance(value, dict) else value, values.get(label)
+                yield f"row {row}", value.get("bytes") if isinstance(value, dict) else value, values.get(label)
                 row += 1
 
 

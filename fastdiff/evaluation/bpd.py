@@ -8,6 +8,7 @@ import torch
 from .. import ops
 from ..ops import reference
 from ..ops import rng as streams
+from ..samplers import network
 
 
 class Bound(NamedTuple):
@@ -27,12 +28,13 @@ class Estimate(NamedTuple):
     half_width: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def full(model, process, images, *, labels=None, clip=1.0, seed=0, sample_ids=None, noise=None):
     """`Bound` of the full sum over t, each term from one draw of noise.
 
     Args:
-        model: model(x, t) or, with labels, model(x, t, labels): of a `GaussianProcess`.
+        model: model(x, t) or, with labels, model(x, t, labels): of a `GaussianProcess`. It runs, and what it returns
+            is taken, as by `fastdiff.Sampler`: in evaluation mode, in its own dtype; all else is at least float32.
         images: [B, C, *], uint8, or floating in [-1, 1].
         clip: bound of |x0^|, or None.
         seed, sample_ids: of the noise, a function of (seed, t, id); None: 0..B-1.
@@ -43,15 +45,16 @@ def full(model, process, images, *, labels=None, clip=1.0, seed=0, sample_ids=No
     x0 = _scaled(images)
     ids = _ids(x0, sample_ids)
     columns = []
-    for t in range(process.num_timesteps):
-        z = _noise(x0, seed, t, ids) if noise is None else noise(t).to(x0)
-        columns.append(terms(model, process, x0, torch.full_like(ids, t), z, labels, clip))
+    with network.evaluating(model):
+        for t in range(process.num_timesteps):
+            z = _noise(x0, seed, t, ids) if noise is None else noise(t).to(x0)
+            columns.append(terms(model, process, x0, torch.full_like(ids, t), z, labels, clip))
     vb, x0_mse, eps_mse = (torch.stack(each, 1) for each in zip(*columns, strict=True))
     prior = prior_bits(process, x0)
     return Bound(prior + vb.sum(1), prior, vb, x0_mse, eps_mse)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def stratified(model, process, images, timesteps, *, labels=None, clip=1.0, seed=0, sample_ids=None):
     """An unbiased estimate of each image's total, [B] float64: prior + T / K * sum of vb(t_k), t_k of K = timesteps.
 
@@ -64,11 +67,12 @@ def stratified(model, process, images, timesteps, *, labels=None, clip=1.0, seed
     x0 = _scaled(images)
     ids = _ids(x0, sample_ids)
     total = prior_bits(process, x0)
-    for k in range(timesteps):
-        word = reference.words(1, streams.make_rng(seed, k, x0.device), ids, streams.TIMESTEPS)[0, :, 0]
-        t = (((k << 32) + word) * (T // timesteps)) >> 32
-        z = _noise(x0, seed, T + k, ids)
-        total = total + T / timesteps * terms(model, process, x0, t, z, labels, clip)[0]
+    with network.evaluating(model):
+        for k in range(timesteps):
+            word = reference.words(1, streams.make_rng(seed, k, x0.device), ids, streams.TIMESTEPS)[0, :, 0]
+            t = (((k << 32) + word) * (T // timesteps)) >> 32
+            z = _noise(x0, seed, T + k, ids)
+            total = total + T / timesteps * terms(model, process, x0, t, z, labels, clip)[0]
     return total
 
 
@@ -84,8 +88,8 @@ def terms(model, process, x0, t, noise, labels=None, clip=1.0):
     alpha, sigma = (value.view(-1, *(1,) * (x0.dim() - 1)) for value in (alpha, sigma))
     x_t = alpha * x0 + sigma * noise
     time = process.timestep_map.to(t.device)[t]
-    output = model(x_t, time) if labels is None else model(x_t, time, labels)
-    output = output.to(x0.dtype)
+    fed = x_t.to(network.locate(model)[1] or x_t.dtype)
+    output = network.tensor_of(model(fed, time) if labels is None else model(fed, time, labels)).to(x0.dtype)
     guess = process.predict_x0(x_t, t, output[:, : x0.shape[1]])
     guess = guess if clip is None else guess.clamp(-clip, clip)
     vb = process.vlb_terms(output, x0, x_t, t, clip=clip)
@@ -106,11 +110,13 @@ def _mse(a, b):
 def _scaled(images):
     if not isinstance(images, torch.Tensor) or not (images.dtype is torch.uint8 or images.is_floating_point()):
         raise TypeError(f"images must be a uint8 or floating tensor, got {getattr(images, 'dtype', type(images))}")
-    return images if images.is_floating_point() else images.float() / 127.5 - 1
+    if images.dtype is torch.uint8:
+        return images.float() / 127.5 - 1
+    return images if images.dtype is torch.float64 else images.float()
 
 
 def _ids(x0, sample_ids):
-    return torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids.to(x0.device)
+    return torch.as_tensor(range(len(x0)) if sample_ids is None else sample_ids, dtype=torch.int64, device=x0.device)
 
 
 def _noise(x0, seed, draw, ids):

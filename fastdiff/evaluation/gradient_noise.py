@@ -6,6 +6,7 @@ import torch
 
 from ..ops import reference
 from ..ops import rng as streams
+from ..samplers import network
 
 
 def noise_scale(gradients, batch_size):
@@ -63,5 +64,5 @@ def _bound(model, process, images, labels, t, seed, draw):
     x_start = images[places]
     x_t = process.q_sample(x_start, t, rng=rng, sample_ids=ids, dtype=torch.float32)
     time = process.timestep_map.to(t.device)[t]
-    output = model(x_t, time) if labels is None else model(x_t, time, labels[places])
+    output = network.tensor_of(model(x_t, time) if labels is None else model(x_t, time, labels[places]))
     return process.vlb_terms(output.float(), x_start, x_t, t)

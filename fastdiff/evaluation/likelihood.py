@@ -10,6 +10,7 @@ from ..ops.rng import DEQUANTIZATION, PROBES, make_rng
 from ..processes.continuous import precise
 from ..processes.integrate import integrate
 from ..processes.interpolated import continuous
+from ..samplers import network
 
 
 class LogLikelihood(NamedTuple):
@@ -35,7 +36,8 @@ def log_likelihood(
     divergence is p^T (dv/dx) p, p of independent signs, the same along the flow.
 
     Args:
-        model: model(x, time) -> output of the process' prediction, [B, C or 2C, *], differentiable in x.
+        model: model(x, time) -> output of the process' prediction, [B, C or 2C, *], differentiable in x; run in
+            evaluation mode.
         process: `VPSDE`, `SubVPSDE`, `VESDE`; a `GaussianProcess` runs as its `InterpolatedProcess`, whose networks are
             fed fractional timesteps, and one of noise levels alone as its `LevelProcess`.
         x: [B, C, *] float32 or float64.
@@ -68,7 +70,8 @@ def log_likelihood(
         return of_x * state[0] + of_x0 * x0.detach(), of_x * D + of_x0 * divergence
 
     start = x.detach(), x.new_zeros(len(x))
-    z, change = integrate(field, start, t_start, process.t_max, method=method, rtol=rtol, atol=atol)
+    with network.evaluating(model):
+        z, change = integrate(field, start, t_start, process.t_max, method=method, rtol=rtol, atol=atol)
     return LogLikelihood(process.prior_log_prob(z.double()) + change.double(), z, calls)
 
 
@@ -109,7 +112,10 @@ def uniform(like, seed, sample_ids):
 def _estimate(model, process, x, t):
     t = precise(t, x.device).expand(len(x))
     fed = process.c_in(t).to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1)) * x
-    output = model(fed, process.label(t).to(x.dtype))
+    fed = fed.to(network.locate(model)[1] or x.dtype)
+    output = network.tensor_of(model(fed, process.label(t).to(x.dtype))).to(x.dtype)
+    if not output.requires_grad:
+        raise ValueError("model must be differentiable in x, got an output without gradients")
     return process.predict_x0(x, t, output[:, : x.shape[1]])  # the rest are a learned variance's channels
 
 

@@ -4,13 +4,15 @@ import torch
 from torch import nn
 
 from ..processes import GaussianProcess, SigmaProcess, SigmaView
+from ..samplers.network import tensor_of
 
 
 class Denoiser(nn.Module):
     """D(x, sigma) = p_x * x + p_m * model(c_in * x, time), sigma [B]: K.external's wrappers, and EDM's preconditioning.
 
     Args:
-        model: model(x, time, **kwargs) -> [B, C or 2C, *], of which the first C channels count.
+        model: model(x, time, **kwargs) -> [B, C or 2C, *], of which the first C channels count; it may lie in a
+            tuple, a dict or an object's `.sample`.
         process: `fastdiff.GaussianProcess`, the network's (eps or v: DiscreteEpsDDPMDenoiser and DiscreteVDDPMDenoiser;
             any prediction but xprev), or `fastdiff.processes.SigmaProcess` ("v", sigma_data=1: VDenoiser).
         quantize: of a GaussianProcess: feed the nearest integer timestep, not a fraction.
@@ -30,7 +32,7 @@ class Denoiser(nn.Module):
             value[place].to(x.device, x.dtype).view(-1, *(1,) * (x.dim() - 1))
             for value in (nodes.p_x, nodes.p_m, nodes.c_in)
         )
-        output = self.model(c_in * x, self._fed(nodes, place, sigma), **kwargs)
+        output = tensor_of(self.model(c_in * x, self._fed(nodes, place, sigma), **kwargs))
         return p_x * x + p_m * output[:, : x.shape[1]]
 
     def sigma_to_t(self, sigma):

@@ -1,6 +1,7 @@
 """A U-Net in a file: ours is safetensors with the config as JSON in the metadata; other people's are in `dialects`."""
 
 import json
+import os
 from pathlib import Path
 
 import safetensors.torch
@@ -36,6 +37,10 @@ def load_unet(source, dialect="auto", config=None, *, ema=False, device=None, dt
     """
     if dialect not in ("auto", *DIALECTS):
         raise ValueError(f"dialect must be auto or one of {', '.join(DIALECTS)}, got {dialect!r}")
+    if not isinstance(source, (dict, str, os.PathLike)):
+        raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating torch.dtype or None, got {dtype!r}")
     checkpoint = checkpoints.read(source, ema)
     tensors = checkpoint.tensors
     if dialect == "auto":

@@ -28,8 +28,8 @@ class UNet(nn.Module):
     of one shape on, the pass is made again without its Python (`fastdiff.models.replay`), to the same bits, where what
     it computes on its way, which is then kept, is at most 32 MiB.
 
-    Attributes: config; sample_shape (C, H, W) and memory_format, which `fastdiff.Sampler` reads; takes_counters, which
-    `fastdiff.train` reads.
+    Attributes: config; sample_shape (C, H, W), memory_format and self_condition, which `fastdiff.Sampler` reads;
+    takes_counters and self_condition, which `fastdiff.train` reads.
     Source: Ho et al., "Denoising diffusion probabilistic models", 2020, appendix B; others in `UNetConfig`.
     """
 
@@ -66,6 +66,10 @@ class UNet(nn.Module):
     @property
     def sample_shape(self):
         return self.config.in_channels, self.config.image_size, self.config.image_width or self.config.image_size
+
+    @property
+    def self_condition(self):
+        return self.config.self_condition
 
     def forward(self, x, t, y=None, *, low_res=None, x_self_cond=None, counters=None):
         self._check(x, t, y, low_res, x_self_cond)

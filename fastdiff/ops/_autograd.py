@@ -1,20 +1,48 @@
 """Registration of ops with a gradient that has none itself."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
 
 def once(backward):
-    """A Function's backward that has no gradient itself, told so only where that could be asked for.
+    """A Function's backward that has no gradient itself, which is said where one is asked for.
 
-    once_differentiable by itself enters no_grad each time, which takes as long as a tensor's allocation or two.
+    What it gives then still hangs on what it was made of: torch's once_differentiable cuts that off, so that
+    autograd.grad finds no way to its inputs through here, and a second derivative lacks this part without a word.
     """
-    guarded = once_differentiable(backward)
 
     def either(ctx, *gradients):
-        return (guarded if torch.is_grad_enabled() else backward)(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        ctx = _Read(ctx)
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        made = [value for value in found if value is not None]
+        among = iter(_Refusal.apply(len(made), *made, *gradients, *ctx.saved_tensors))
+        return tuple(value if value is None else next(among) for value in found)
 
     return either
+
+
+class _Read:
+    """A context whose saved tensors are unpacked, which a checkpoint allows once."""
+
+    def __init__(self, ctx):
+        self.ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name):
+        return getattr(self.ctx, name)
+
+
+class _Refusal(torch.autograd.Function):
+    """The first so many of some tensors, differentiable in none."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(tensor.detach() for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise NotImplementedError("this op is differentiable once: its gradient has no gradient")
 
 
 def register(library, op, forward, gradient, fake, fake_gradient, backward, setup_context):

@@ -133,6 +133,11 @@ _transforms = torch._C._functorch.peek_interpreter_stack
 is_tracing = torch._C._is_tracing  # by torch.jit.trace
 
 
+def untransformed():
+    """Whether no transform of functorch and no dispatch mode is on."""
+    return not _dispatch_modes() and _transforms() is None
+
+
 def eager(*arguments):
     """Whether a call may go past the dispatcher: ordinary tensors, and nobody is compiling, tracing or transforming."""
     return (

@@ -10,8 +10,9 @@ TRAINING = 3
 TIMESTEPS = 4
 FLIPS = 5
 LABELS = 6
-PROBES = 32  # these two are drawn by no kernel of their own
+PROBES = 32  # these three are drawn by no kernel of their own
 DEQUANTIZATION = 33
+SELF_CONDITION = 34
 DROPOUT = 256
 
 

@@ -11,7 +11,8 @@ def levels(process, plan, timesteps=None):
     The end is clean data, 1 and 0, or that of the Nodes given as timesteps.
     The network's input c_in * x is what the process feeds it at the row's time; a row that feeds none has x as the
     process does. A fractional timestep of a `GaussianProcess` lies between two whole ones, its log(alpha^2 / sigma^2)
-    interpolated linearly; of other processes, the times must be among their `nodes(timesteps)`.
+    interpolated linearly; of other processes, the times must be among their `nodes(timesteps)`. Before a row of noise
+    it is the level that the noise leads to, but before the first: that may lead above every timestep.
     """
     if hasattr(process, "snr") and hasattr(process, "timestep_map"):
         alpha, sigma, c_in = *_between_timesteps(process, plan.time.double()), 1.0
@@ -20,7 +21,12 @@ def levels(process, plan, timesteps=None):
     scale = torch.where(torch.tensor(plan.call), c_in / plan["c_in"], 1.0)
     clean = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     ends = (timesteps.alpha[-1:], timesteps.sigma[-1:]) if isinstance(timesteps, Nodes) else clean
-    return tuple(torch.cat([scale * level, end]) for level, end in zip((alpha, sigma), ends, strict=True))
+    alpha, sigma = (torch.cat([scale * level, end]) for level, end in zip((alpha, sigma), ends, strict=True))
+    if len(plan) > 1 and not plan.call[0] and plan["c_x"][0] > 0 and hasattr(process, "nodes"):
+        first, factor = _nodes(process, timesteps), plan["c_x"][0]
+        alpha[0], sigma[0] = first.alpha[0], first.sigma[0]
+        alpha[1], sigma[1] = factor * alpha[0], torch.hypot(factor * sigma[0], plan["std"][0])
+    return alpha, sigma
 
 
 def _between_timesteps(process, time):

@@ -36,12 +36,13 @@ class Run:
         self.threshold = sampler.clip if isinstance(sampler.clip, DynamicThreshold) else None
         learned = plan.learned or getattr(sampler.process, "variance", None) in ("learned", "learned_range")
         channels = shape[0] * (2 if learned else 1)
+        self.feeds_back = bool(getattr(self.model, "self_condition", False))
         self.expected = {halves: (halves * B, channels, *shape[1:]) for halves in (1, 2)}  # of the network's output
         self.kinds = _kinds(plan, self.free)
         rescales = self.free is not None and self.free.rescale > 0
         self.has_terms = rescales or self.threshold is not None or self.classifier is not None
         self.parts = max(kind.halves for kind in self.kinds) or 1
-        self._allocate(estimates)
+        self._allocate(estimates or self.feeds_back)
 
     def _allocate(self, estimates):
         plan, B, device = self.plan, self.B, self.device
@@ -57,6 +58,9 @@ class Run:
             self.history = slots.zero_().unflatten(0, (3, B))
         self.x0 = torch.zeros_like(self.x) if estimates else None
         self.raw = torch.empty_like(self.x) if self.threshold else None
+        self.earlier = self.x0  # what a network that conditions itself is fed
+        if self.feeds_back and (self.dtype not in (None, torch.float32) or self.parts == 2):
+            self.earlier = torch.empty_like(self.model_input)
         self.table = plan.table().to(device, non_blocking=True)
         if estimates:
             self.estimates = plan.estimates().table().to(device, non_blocking=True)
@@ -108,6 +112,8 @@ class Run:
                 half.copy_(self.plan.input_scale * self.x)
         if self.history is not None:
             self.history.zero_()
+        if self.feeds_back:
+            self.earlier.zero_()
         self.known, self.mask = _kept(self.known, known), _kept(self.mask, mask)
         self.condition = {key: _kept(self.condition.get(key), value) for key, value in (condition or {}).items()}
         self._bind()
@@ -126,12 +132,13 @@ class Run:
         row, rng = self.places[:, 2:3], self.places[:, :2] if self.draws else None
         self.steps = ops.ReverseSteps(self.x, self.table, row, rng, **self.fixed)
         whole = self.x if self.model_input is None else self.model_input
+        condition = {"x_self_cond": self.earlier, **self.condition} if self.feeds_back else self.condition
         conditional = {
-            key: value[-self.B :] if isinstance(value, torch.Tensor) else value for key, value in self.condition.items()
+            key: value[-self.B :] if isinstance(value, torch.Tensor) else value for key, value in condition.items()
         }
         self.fed = {
             1: (whole[-self.B :], *arguments(conditional)),
-            2: (whole, *arguments(self.condition)),
+            2: (whole, *arguments(condition)),
         }
 
     @functools.cached_property
@@ -164,6 +171,9 @@ class Run:
         terms = self._terms(kind.halves, output, time, row) if self.has_terms and kind.halves else {}
         if self.x0 is not None and kind.halves:
             ops.reverse_step(self.x, output, self.estimates, row, out=self.x0, **terms)
+            if self.feeds_back and self.earlier is not self.x0:
+                for half in self.earlier.chunk(self.parts):
+                    half.copy_(self.x0)
         if kind.adjusted:
             self._adjusted_step(kind, output, row, rng, terms)
         else:

@@ -38,7 +38,9 @@ class Sampler:
             a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in;
             gradients are off, and a model may turn them on for what it differentiates itself.
             `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
-            asks for that layout; `model.null_condition` is the condition of unconditional samples.
+            asks for that layout; `model.null_condition` is the condition of unconditional samples. Where
+            `model.self_condition` is true, x_self_cond is the x_0 estimated by the call before, zeros at first; solvers
+            that choose their own steps leave it out.
         process: `fastdiff.GaussianProcess`.
         solver: "ddpm", or a function (process, timesteps, *, clip, **options) -> Plan, or one that chooses its own
             steps in place of the Plan (see `FreeRun`).

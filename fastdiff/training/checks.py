@@ -47,13 +47,13 @@ def checked_data(data, model, config):
         return images, None
     if labels is None:
         raise ValueError("data must have labels where label_dropout is given, got none")
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.shape != images.shape[:1]:
-        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be ints of shape {[len(images)]}, got {got}")
+    if not isinstance(labels, torch.Tensor) or labels.dtype is not torch.int64 or labels.shape != images.shape[:1]:
+        got = getattr(labels, "dtype", type(labels).__name__), list(getattr(labels, "shape", ()))
+        raise ValueError(f"labels must be int64 of shape [{len(images)}], got {got[0]} of shape {got[1]}")
     classes, least, most = getattr(model, "num_classes", None), int(labels.min()), int(labels.max())
-    if not classes or least < 0 or most >= classes:
+    if not classes or not 0 <= least <= most < classes:
         raise ValueError(f"labels must be in [0, num_classes = {classes}), got {least if least < 0 else most}")
-    return images, labels.long()
+    return images, labels
 
 
 def told(images, labels):

@@ -22,7 +22,7 @@ from .objectives import Batch, Objective
 from .ranks import Ranks
 from .record import Record
 from .supply import Supply
-from .timesteps import dropped, flips, make_sampler, torch_seed
+from .timesteps import dropped, flips, make_sampler, self_conditioned, torch_seed
 
 
 def train(model, process, data, out, config=None, *, settings=None, draw=None, resume=False, progress=True):
@@ -32,7 +32,9 @@ def train(model, process, data, out, config=None, *, settings=None, draw=None, r
         model: a module on the device to train on, model(x [B, C, H, W], t [B]) -> [B, C or 2C, H, W], or model(x, t,
             labels [B]) where config.label_dropout is set; label `model.num_classes` then means none. One with a method
             `save(path)` is also saved by it, with its averaged weights. Its `memory_format`, if any, is what it is fed;
-            one with a true `takes_counters` is also called with counters=(rng, sample_ids), those of the noise.
+            one with a true `takes_counters` is also called with counters=(rng, sample_ids), those of the noise; one
+            with a true `self_condition` with x_self_cond, its own estimate of x_0 for half of the samples, chosen at
+            random, and zeros for the others (Chen et al., "Analog bits", 2023, section 3.2).
         process: `fastdiff.GaussianProcess`, or another with q_sample and target.
         data: uint8 [N, C, H, W], or `fastdiff.data.Labelled`.
         out: a new or empty directory or, with `resume`, that of the run to go on with.
@@ -237,14 +239,24 @@ class Run:
     def _loss(self, batch):
         """[b] of the samples of a part."""
         labels = () if self.config.label_dropout is None else (batch.labels,)
-        counters = {"counters": (batch.rng, batch.sample_ids)} if getattr(self.model, "takes_counters", False) else {}
+        keywords = {"counters": (batch.rng, batch.sample_ids)} if getattr(self.model, "takes_counters", False) else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            output = self.forward(batch.x_t, batch.time, *labels, **counters)
+            if getattr(self.model, "self_condition", False):
+                keywords["x_self_cond"] = self._estimate(batch, labels, keywords)
+            output = self.forward(batch.x_t, batch.time, *labels, **keywords)
         B, C, *size = batch.x_t.shape
         wanted = [B, 2 * C if getattr(self.process, "variance", "").startswith("learned") else C, *size]
         if list(output.shape) != wanted:
             raise ValueError(f"model must return a tensor of shape {wanted}, got {list(output.shape)}")
         return self.objective(output, batch)
+
+    @torch.no_grad()
+    def _estimate(self, batch, labels, keywords):
+        """The network's own x_0 of half of the samples, zeros of the others: like x_t."""
+        output = self.forward(batch.x_t, batch.time, *labels, **keywords)[:, : batch.x_t.shape[1]]
+        x0 = self.process.predict_x0(batch.x_t.float(), batch.t, output.float()).to(batch.x_t.dtype)
+        shown = self_conditioned(batch.rng, batch.sample_ids)
+        return x0.where(shown.view(-1, *(1,) * (x0.dim() - 1)), 0)
 
     def _share(self, t):
         """t as a share of its range, in [0, 1]."""

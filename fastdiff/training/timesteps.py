@@ -21,6 +21,11 @@ def dropped(rng, sample_ids, probability):
     return _words(rng, sample_ids, streams.LABELS) < round(probability * 2**32)
 
 
+def self_conditioned(rng, sample_ids):
+    """Which samples are shown an estimate of their x_0: half of them, bool [B]."""
+    return _words(rng, sample_ids, streams.SELF_CONDITION) >= 2**31
+
+
 def torch_seed(seed, number):
     """A seed for a torch generator, in [0, 2^63): those of consecutive numbers or seeds differ."""
     return (seed * 0x9E3779B97F4A7C15 + number) % 2**63

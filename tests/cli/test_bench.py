@@ -103,3 +103,11 @@ def test_threshold_is_followed(report, tmp_path):
 def test_static_options_need_static(capsys):
     assert cli.main(["bench", "--check"]) == 2
     assert "must come with --static" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--select=q_sample", "--compare=old.json"])
+def test_options_of_a_run_are_not_passed_over(capsys, option):
+    assert cli.main(["bench", "--static", option]) == 2
+    assert "--select and --compare must come without --static" in capsys.readouterr().err
+    assert cli.main(["bench", "--floor", option]) == 2
+    assert "--floor must come alone" in capsys.readouterr().err

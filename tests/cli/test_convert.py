@@ -59,3 +59,12 @@ def test_an_option_without_a_value(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "a", "b", "--option", "heads"])
     assert "must be NAME=VALUE, got 'heads'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[1]", "config must hold a table of options, got list in "), ("{", "config must be JSON, got "),
+])  # fmt: skip
+def test_bad_configs(tmp_path, capsys, text, message):
+    (tmp_path / "a.json").write_text(text)
+    assert main(["convert", "in.pt", str(tmp_path / "out.pt"), "--config", str(tmp_path / "a.json")]) == 2
+    assert f"fastdiff: {message}" in capsys.readouterr().err

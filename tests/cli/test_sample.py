@@ -257,10 +257,10 @@ def test_wrong_usage(run, option, capsys):
     assert option.split("=")[0].strip("-") in capsys.readouterr().err
 
 
-def test_what_is_no_run(tmp_path, capsys):
+def test_what_is_no_run(run, tmp_path, capsys):
     assert sample(tmp_path) == 2
     assert "run must be a directory of fastdiff train" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text(json.dumps({"process": {}}))
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     assert sample(tmp_path) == 2
     assert "run must have been trained" in capsys.readouterr().err
     (tmp_path / "model.safetensors").write_bytes(b"damaged")

@@ -60,8 +60,9 @@ def test_bad_webdataset(tmp_path):
     for name, content, message in (
         ("a.png", b"no image", r"data must hold images, got 'a' in '.*x\.tar': must be a whole image"),
         ("a.txt", b"text", r"data must hold a png, .* in each sample, got 'a' without"),
+        ("a.cls", b"cat", r"labels must be ints, got b'cat' of sample 'a'"),
     ):
-        write_tar(tmp_path / "x.tar", [(name, content)])
+        write_tar(tmp_path / "x.tar", [("a.png", encoded(1))] * (name == "a.cls") + [(name, content)])
         with pytest.raises(ValueError, match=message):
             load(tmp_path / "x.tar")
     write_tar(tmp_path / "x.tar", [("a.png", encoded(1)), ("a.cls", b"1"), ("b.png", encoded(2))])
@@ -70,6 +71,20 @@ def test_bad_webdataset(tmp_path):
     write_tar(tmp_path / "x.tar", [])
     with pytest.raises(ValueError, match=r"data must hold images, got none in .*x\.tar"):
         load(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("size", [0, 100, 700, 2 * 1024, 2 * 1024 + 100, 3 * 1024])
+def test_a_cut_tar_is_refused(tmp_path, size):
+    """Also where the cut lies between two files, or in the head of one, and tarfile would end there in peace."""
+    pytest.importorskip("webdataset")
+    write_tar(tmp_path / "x.tar", [(f"{i}.png", encoded(i)) for i in range(4)])
+    content = (tmp_path / "x.tar").read_bytes()
+    assert len(encoded(3)) <= 512  # so that a file takes 1024 bytes
+    (tmp_path / "x.tar").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"data must be a whole \.tar, got '.*x\.tar'"):
+        load(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes(content)
+    assert len(load(tmp_path / "x.tar").images) == 4
 
 
 # ---- Parquet ----
@@ -81,6 +96,13 @@ def test_parquet(tmp_path, wrap, name):
     write_parquet(tmp_path / "a.parquet", **{name: [wrap(encoded(i)) for i in range(5)]}, label=[4, 3, 2, 1, 0])
     found = load(tmp_path / "a.parquet")
     assert found.images[:, 0, 1, 2].tolist() == [0, 1, 2, 3, 4] and found.labels.tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("values", [["a.png"], [7], [{"path": "a.png"}]], ids=["text", "number", "path"])
+def test_parquet_without_bytes(tmp_path, values):
+    write_parquet(tmp_path / "x.parquet", image=values)
+    with pytest.raises(ValueError, match=r"data must hold encoded images, got \w+ as 'row 0' in '.*x\.parquet'"):
+        load(tmp_path / "x.parquet")
 
 
 def test_bad_parquet(tmp_path):

@@ -55,6 +55,33 @@ def test_sample_ids_decide_the_noise():
         bpd.stratified(model, process, images, 7)
 
 
+class Energy(torch.nn.Module):
+    """A score that is a gradient, which the model takes itself; in training it is noise."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((1,), 0.1, dtype=dtype))
+
+    def forward(self, x, t):
+        assert x.dtype is self.weight.dtype
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad((self.weight * x.square() / 2).sum(), x)
+        return (torch.randn_like(x) if self.training else gradient,)
+
+
+def test_models_run_as_in_a_sampler():
+    """Without gradients, which they may turn on; in evaluation mode and their own dtype; of a tuple the first."""
+    process, images = GaussianProcess(schedules.cosine(20)), torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4)
+    expected, network = bpd.full(lambda x, t: 0.1 * x, process, images).total, Energy()
+    found = bpd.full(network, process, images, sample_ids=range(4)).total
+    assert torch.equal(found, expected) and network.training
+    torch.testing.assert_close(bpd.stratified(network, process, images, 20), found, rtol=0.3, atol=0)
+    torch.testing.assert_close(bpd.full(Energy(torch.bfloat16), process, images).total, expected, rtol=2e-2, atol=0)
+    floats = (images.float() / 127.5 - 1).half()
+    assert torch.equal(bpd.full(network, process, floats).total, bpd.full(network, process, floats.float()).total)
+
+
 def test_the_command(tmp_path, capsys):
     run, data = tmp_path / "a", save_images(tmp_path / "a.npz")
     assert train(data, run, "--steps=2", "--sample-every=0", "--no-tensorboard", "--variance=learned_range") == 0

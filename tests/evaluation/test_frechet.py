@@ -34,6 +34,8 @@ def test_frechet_distance_refuses():
         frechet_distance(torch.zeros(4, 3), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"a must be of shape \[N, 3\] with N at least 2, got \[1, 3\]"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="b must be finite, got 12 features that are not"):
+        frechet_distance(torch.zeros(4, 3), torch.full((4, 3), torch.nan))
 
 
 @pytest.mark.slow

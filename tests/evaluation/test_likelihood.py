@@ -141,6 +141,25 @@ def test_channels_of_a_learned_variance_are_not_read():
     assert torch.equal(found.nats, wanted.nats)
 
 
+def test_models_run_as_in_a_sampler():
+    process, x = VPSDE(), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    expected = log_likelihood(lambda x, t: 0.1 * x, process, x, rtol=1e-2, atol=1e-2).nats
+    network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2, bias=False))
+    network[1].weight.data.copy_(0.1 * torch.eye(2))
+    found = log_likelihood(lambda x, t: (network.eval()(x),), process, x, rtol=1e-2, atol=1e-2).nats
+    torch.testing.assert_close(found, expected)
+
+    class Timed(torch.nn.Sequential):
+        def forward(self, x, t):
+            return {"sample": super().forward(x)}
+
+    timed = Timed(*network).train()
+    torch.testing.assert_close(log_likelihood(timed, process, x, rtol=1e-2, atol=1e-2).nats, expected)
+    assert timed[0].training
+    with pytest.raises(ValueError, match="model must be differentiable in x, got an output without gradients"):
+        log_likelihood(torch.no_grad()(lambda x, t: 0.1 * x), process, x)
+
+
 def test_it_works_where_gradients_are_off():
     process, data = VPSDE(), Gaussian(0.0, 0.5)
     x = torch.zeros(1, 1, 2, 2)

@@ -204,3 +204,10 @@ def test_a_denoiser_as_our_model_and_back():
     assert sigmas[0].item() == pytest.approx(denoiser.sigma_max, rel=1e-6) and len(sigmas) == 7
     ours = sampler.sample((2, 2, 4, 4), x=x * sigmas[0])
     assert error(ours, k_diffusion.sample_heun(denoiser, x * sigmas[0], sigmas, disable=True)) < 1e-5
+
+
+def test_a_denoiser_of_a_network_whose_output_lies_in_an_object():
+    process = GaussianProcess(schedules.linear(1000))
+    x, sigma = torch.ones(1, 1, 2, 2), torch.tensor([3.0])
+    found = k_diffusion.Denoiser(lambda x, t: {"sample": 0.1 * x}, process)(x, sigma)
+    assert torch.equal(found, k_diffusion.Denoiser(lambda x, t: 0.1 * x, process)(x, sigma))

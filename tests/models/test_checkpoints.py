@@ -88,6 +88,14 @@ def test_a_damaged_file(keep, tmp_path):
         load_unet(tmp_path / "m.pt", config=OPTIONS)
 
 
+@pytest.mark.parametrize("content", [b"hello world, this is text", b"<!DOCTYPE html><html>", b"\x80\x02.and so on"])
+def test_a_file_of_something_else(content, tmp_path):
+    file = tmp_path / "m.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"path must .*, got .*m.pt"):
+        load_unet(file)
+
+
 def test_every_wrong_key_is_in_one_error(tmp_path):
     wrong = weights()
     del wrong["time_embed.2.bias"], wrong["out.0.weight"]
@@ -119,6 +127,8 @@ def test_too_little_to_tell(tmp_path):
     (lambda: load_unet(weights(), config=OPTIONS | {"width": 3}), ValueError, "options of the dialect .* got width"),
     (lambda: load_unet(weights(), config=3), TypeError, "config must be a UNetConfig or a dict, got int"),
     (lambda: load_unet(weights(), "keras"), ValueError, "dialect must be auto or one of fastdiff, openai, .*'keras'"),
+    (lambda: load_unet(None), TypeError, "source must be a path or a state dict, got NoneType"),
+    (lambda: load_unet(weights(), dtype=torch.int8), ValueError, "dtype must be a floating torch.dtype or None, got"),
     (lambda: load_unet("."), FileNotFoundError, "path must be a folder with config.json, or unet/config.json, got"),
     (lambda: save_unet(torch.nn.Linear(1, 1), "m"), TypeError, "model must be a UNet, got Linear"),
     (lambda: save_unet(UNet, "m", "keras"), ValueError, "dialect must be one of fastdiff, .*, got 'keras'"),

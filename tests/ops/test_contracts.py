@@ -270,6 +270,19 @@ def test_double_backward_raises(function, compiled):
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("function", DIFFERENTIABLE, ids=lambda function: function.__name__)
+def test_a_second_derivative_is_not_that_of_the_rest(function, checkpointed):
+    """Where x has another way to the first one, whatever is asked of it and how."""
+    x = X.clone().requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False) if checkpointed else function(x)
+    (gradient,) = torch.autograd.grad(y.sum() + x.pow(3).sum(), x, create_graph=True)
+    (plain,) = torch.autograd.grad(function(x).sum() + x.pow(3).sum(), x)
+    assert torch.equal(gradient, plain)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_is_a_loop():
     x = torch.randn(3, 2, 4, 3, 5)

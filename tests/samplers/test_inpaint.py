@@ -48,6 +48,18 @@ def test_on_the_way_it_is_known_at_its_noise_level(backend, process):
         torch.testing.assert_close(step.x[keep], (alpha * known + sigma * noise)[keep].float())
 
 
+def test_churn_above_the_first_level_takes_the_known_part_along():
+    """By gamma = sqrt(2) - 1 here: sigma / alpha times sqrt(2), alpha^2 + sigma^2 = 1."""
+    process = GaussianProcess(torch.linspace(0.01, 0.2, 20))
+    known, mask = task()
+    sampler = Sampler(model, process, "euler", 4, s_churn=2.0)
+    step = next(sampler.stream(SHAPE, seed=3, inpaint=(known, mask)))
+    noise = ops.normal(SHAPE, rng.make_rng(3, 0), torch.arange(2), stream=rng.KNOWN)
+    level, keep = process.noise_level[-1] * 2**0.5, (mask == 0).expand(SHAPE)
+    expected = (known + level * noise) / (1 + level**2).sqrt()
+    torch.testing.assert_close(step.x[keep], expected[keep].float())
+
+
 def test_outside_the_known_part_one_step_is_as_ever(process):
     known, mask = task()
     sampler = Sampler(model, process, steps=10)

@@ -47,6 +47,46 @@ def elementwise(x, t):
     return 0.1 * x.tanh() + 0.001 * t.view(-1, 1, 1, 1)
 
 
+class SelfConditioned(torch.nn.Module):
+    """It keeps what it was told of x_0."""
+
+    sample_shape, self_condition, null_condition = SHAPE, True, torch.zeros(1)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, t, y=None, *, x_self_cond):
+        self.seen.append(x_self_cond.clone())
+        return 0.1 * (x + x_self_cond).tanh() + (0 if y is None else 0.01 * y.view(-1, 1, 1, 1))
+
+
+# ---- Self-conditioning ----
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_network_that_conditions_itself_is_fed_its_last_estimate(process, guidance, dtype):
+    """Zeros at first, in each batch; both halves of a guided call alike."""
+    model = SelfConditioned()
+    model.weight = None if dtype is None else torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+    condition = None if guidance is None else torch.ones(1)
+    sampler = Sampler(model, process, "ddim", 4, guidance=guidance)
+    _, x0 = sampler.trajectory(2, condition=condition)
+    expected = torch.cat([torch.zeros_like(x0[:1]), x0[:-1]]).to(dtype or torch.float32)
+    for seen, wanted in zip(model.seen, expected, strict=True):
+        assert torch.equal(seen, wanted if guidance is None else torch.cat([wanted, wanted]))
+    model.seen.clear()
+    sampler.sample(4, batch_size=2, condition=condition)
+    assert [seen.any().item() for seen in model.seen] == [False, True, True, True] * 2
+
+
+def test_what_a_network_is_told_of_x0_may_be_given(process):
+    model = SelfConditioned()
+    Sampler(model, process, "ddim", 2).sample(1, condition={"x_self_cond": torch.ones(1, *SHAPE)})
+    assert all((seen == 1).all() for seen in model.seen)
+
+
 # ---- Noise and bits ----
 
 

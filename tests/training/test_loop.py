@@ -19,7 +19,7 @@ from fastdiff.training import EMA, Interrupted, TrainConfig, checks, loop, posth
 from fastdiff.training.checkpoint import checkpoints
 from fastdiff.training.interrupt import interrupts
 from fastdiff.training.loop import Run, lr_factor
-from fastdiff.training.timesteps import Batches
+from fastdiff.training.timesteps import Batches, self_conditioned
 from tests.cuda_graphs import Cuda
 
 QUICK = dict(batch_size=6, lr=1e-2, warmup=2, log_every=5, tensorboard=False)
@@ -130,6 +130,19 @@ def test_dropout_follows_the_places_in_the_batch(make_model, process, images, tm
     model.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
     run(model, process, images, tmp_path / "b", config(steps=1, batch_size=4))
     assert given == [{}]
+
+
+def test_half_of_the_samples_are_shown_an_estimate_of_their_own(make_model, process, images, tmp_path):
+    model, given = make_model(self_condition=True), []
+    model.register_forward_hook(lambda module, args, kwargs, y: given.append((args, kwargs, y)), with_kwargs=True)
+    run(model, process, images, tmp_path / "a", config(steps=1, batch_size=16))
+    (args, first, output), (again, second, _) = given
+    assert "x_self_cond" not in first and torch.equal(args[0], again[0]) and not output.requires_grad
+    t = torch.searchsorted(process.timestep_map, args[1].long())
+    estimate, shown = process.predict_x0(args[0], t, output), second["x_self_cond"]
+    told = shown.flatten(1).any(1)
+    assert torch.equal(shown[told], estimate[told]) and told.tolist() == self_conditioned(*first["counters"]).tolist()
+    assert 2 < told.sum() < 14
 
 
 def test_it_learns(make_model, process, images, tmp_path):
@@ -552,10 +565,13 @@ def test_labels_go_with_their_images_and_some_are_hidden(process, images, tmp_pa
         run(Told(), process, images, tmp_path / "b", config(label_dropout=0.3))
     with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got 2"):
         run(Told(), process, Labelled(images, labels + 1), tmp_path / "b", config(label_dropout=0.3))
-    with pytest.raises(ValueError, match=r"labels must be in \[0, num_classes = 2\), got -1"):
-        run(Told(), process, Labelled(images, labels - 1), tmp_path / "b", config(label_dropout=0.3))
-    with pytest.raises(ValueError, match=r"labels must be ints of shape \[20\], got torch.int64 \[19\]"):
-        run(Told(), process, Labelled(images, labels[1:]), tmp_path / "b", config(label_dropout=0.3))
+    for wrong, message in (
+        (labels - 1, r"labels must be in \[0, num_classes = 2\), got -1"),
+        (labels[:7], r"labels must be int64 of shape \[20\], got torch.int64 of shape \[7\]"),
+        (labels.float(), r"labels must be int64 of shape \[20\], got torch.float32 of shape \[20\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(Told(), process, Labelled(images, wrong), tmp_path / "b", config(label_dropout=0.3))
     assert not (tmp_path / "b").exists()
 
 
@@ -567,7 +583,7 @@ def test_other_labels_are_refused(process, images, tmp_path):
     with pytest.raises(ValueError, match="labels must be as in the run to resume"):
         run(Told(), process, Labelled(images, 1 - labels), out, options, resume=True)
     (out / "config.json").write_text(json.dumps({name: told[name] for name in told if name != "labels"}))
-    run(Told(), process, Labelled(images, labels.int()), out, options, resume=True)
+    run(Told(), process, Labelled(images, labels), out, options, resume=True)
     assert json.loads((out / "config.json").read_text()) == told
 
 

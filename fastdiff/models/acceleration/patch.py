@@ -21,8 +21,8 @@ def accelerate(module, *, channels_last=False, probe=None):
 
     Each forward that holds norms is traced (torch.fx), the modules below it staying calls; one that cannot be traced
     keeps its own, and its norms are replaced one by one. What a forward's graph depends on beside its tensors (None or
-    not, numbers, training) is looked at in each call; attributes of the module are taken as they are when it is first
-    called.
+    not, numbers, training) is looked at in each call, and whether an attribute of the module has been set since; not
+    what changes within one, nor, by torch.compile, before the next call without it.
 
     Gradients are as before, but the ops have no second derivative.
 
@@ -103,6 +103,8 @@ class _Patch:
         module, reason, best = self.names[owner], "no norm is called by its forward", {}
         if owner in self.norms:
             return "it is a norm itself"
+        if own := tracing.own_forward(module):
+            return own
         for args in rewriting.variants(module):
             try:
                 _, matches = rewriting.rewrite(module, args, {}, [arg.dim() for arg in args])
@@ -122,6 +124,8 @@ class _Patch:
     def _adjacent(self, owner, paths):
         """h = self.norm(h); h = self.act(h) as two statements of a forward that cannot be traced."""
         module = self.names[owner]
+        if tracing.own_forward(module):
+            return
         for norm, act in statements.neighbours(tracing.original(module)):
             path = f"{owner}.{norm}" if owner else norm
             silu = getattr(module, act, None)
@@ -140,8 +144,8 @@ class _Patch:
         """Replaces a norm by itself."""
         module, norm = self.names[path], self.norms[path]
         kind = _kind(norm, []) + (" + SiLU" if silu else "")
-        if tracing.hooked(module):
-            self.found[path] = Site(path, kind, False, "it has hooks")
+        if heard := tracing.hooked(module):
+            self.found[path] = Site(path, kind, False, heard)
             return
         swapping.swap(module, _group(silu) if norm.kind == "group" else _rms(norm.weight))
         self.found[path] = Site(path, kind, True, reason)

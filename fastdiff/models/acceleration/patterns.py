@@ -11,6 +11,7 @@ from . import kernels, tracing
 
 _ADD, _MUL = {operator.add, torch.add, "add"}, {operator.mul, torch.mul, "mul"}
 _CASTS = {"float", "type", "to", "type_as"}
+_FRESH = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear  # they return what nobody else has
 
 
 class Norm(NamedTuple):
@@ -60,7 +61,27 @@ def _is_cast_group_norm(module):
     calls = [node for node in graph.nodes if node.op in ("call_function", "call_method", "call_module")]
     norms = [node for node in calls if node.target is F.group_norm]
     rest = [node for node in calls if node not in norms and node.target is not getattr]
-    return len(norms) == 1 and all(node.op == "call_method" and node.target in _CASTS for node in rest)
+    casts = all(node.op == "call_method" and node.target in _CASTS for node in rest)
+    if len(norms) != 1 or not casts or not _is_own_group_norm(norms[0], module):
+        return False
+    (result,) = next(node for node in graph.nodes if node.op == "output").args
+    return (norms[0].args[0].op == "placeholder") == (result is norms[0])  # what is cast is cast back
+
+
+def _is_own_group_norm(node, module):
+    """group_norm(x, groups, weight, bias, eps) of the module's own four, x and the parameters cast or not."""
+    given = {"weight": None, "bias": None, "eps": 1e-5, **node.kwargs}
+    given |= dict(zip(("input", "num_groups", "weight", "bias", "eps"), node.args, strict=False))
+    named = {name: _uncast(given[name]) for name in ("weight", "bias")}
+    found = [value.target if isinstance(value, fx.Node) else value for value in named.values()]
+    own = [name if getattr(module, name) is not None else None for name in named]
+    return found == own and (given["num_groups"], given["eps"]) == (module.num_groups, module.eps)
+
+
+def _uncast(value):
+    while isinstance(value, fx.Node) and value.target in _CASTS:
+        value = value.args[0]
+    return value
 
 
 def _is_rms_norm(module, name):
@@ -98,8 +119,8 @@ def _is_root(factor, width):
 
 
 def match(norm, module_of):
-    """What around a norm's node one op can do."""
-    nodes, last, scale, shift = [norm], norm, None, None
+    """What around a norm's node one op can do: nothing where a tensor changes in between, for the op reads all late."""
+    nodes, last, scale, shift, other = [norm], norm, None, None, _other(norm, module_of)
     film = _film(norm)
     if film is not None:
         scale, shift, middle = film
@@ -107,14 +128,38 @@ def match(norm, module_of):
         last = middle[-1]
     activation = _silu(last, module_of)
     nodes += activation
-    return Match(norm, _other(norm), scale, shift, bool(activation), tuple(nodes))
+    first = norm if other is None else norm.args[0]
+    if any(_mutates(node, module_of) for node in _after(first, nodes[-1])):
+        return Match(norm, None, None, None, False, (norm,))
+    return Match(norm, other, scale, shift, bool(activation), tuple(nodes))
 
 
-def _other(norm):
+def _after(first, last):
+    """The nodes between two."""
+    while first is not last and (first := first.next) is not last:
+        yield first
+
+
+def _mutates(node, module_of):
+    """Whether a node writes into a tensor, as far as its name or option says so."""
+    if node.op == "call_module":
+        return getattr(module_of(node.target), "inplace", False) is True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.target in tracing.IN_PLACE or node.kwargs.get("inplace") is True or name.endswith("_")
+
+
+def _other(norm, module_of):
     """The second operand, where the norm's input is a sum of two that nobody else sees."""
     x = norm.args[0]
-    plain = isinstance(x, fx.Node) and x.target in _ADD and len(x.users) == 1 and not x.kwargs and len(x.args) == 2
-    return x.args[1] if plain and all(isinstance(arg, fx.Node) for arg in x.args) else None
+    if not isinstance(x, fx.Node) or len(x.users) != 1 or x.kwargs or len(x.args) != 2:
+        return None
+    sums = x.target in _ADD or (x.target is operator.iadd and _is_own(x.args[0], module_of))
+    return x.args[1] if sums and all(isinstance(arg, fx.Node) for arg in x.args) else None
+
+
+def _is_own(node, module_of):
+    """Whether nobody but its one user has what a node returns."""
+    return node.op == "call_module" and isinstance(module_of(node.target), _FRESH) and len(node.users) == 1
 
 
 def _only_user(node):

@@ -7,12 +7,13 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # other dtypes: 0.05
 
 
 def output(module, probe):
-    """Every tensor of the output, in evaluation mode."""
+    """Every tensor of the output, in evaluation mode; the network has copies of the arguments to write into."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
-            return [leaf for leaf in _pytree.tree_leaves(module(*probe)) if isinstance(leaf, torch.Tensor)]
+            own = _pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, probe)
+            return [leaf for leaf in _pytree.tree_leaves(module(*own)) if isinstance(leaf, torch.Tensor)]
     finally:
         for each, training in modes:
             each.training = training

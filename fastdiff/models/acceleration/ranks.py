@@ -8,7 +8,7 @@ _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _SAME = {
     "add", "clone", "contiguous", "div", "float", "half", "double", "mul", "neg", "silu", "sub", "to", "type",
     "type_as", "chunk", "relu", "sigmoid", "tanh", "addcmul", "gelu", "pow", "truediv", "split", "normalize",
-    "group_norm", "interpolate", "dropout",
+    "group_norm", "interpolate", "dropout", "iadd", "isub", "imul", "itruediv",
 }  # fmt: skip
 
 

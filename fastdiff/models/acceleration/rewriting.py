@@ -1,12 +1,15 @@
 """A module's forward with its norms as fused ops, rebuilt for each kind of arguments that it is called with."""
 
 import inspect
+import operator
 import threading
 import warnings
+import weakref
 
 import torch
 from torch import fx
 
+from ...ops import _dispatch
 from . import patterns, tracing
 
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -17,14 +20,14 @@ class Rewritten:
     """forward(module, *args, **kwargs): a graph per kind of arguments; the module's own forward where there is none.
 
     The kind is which arguments are tensors, the values of the others (None, numbers, text), and the mode: so a forward
-    that asks `if emb is None` or `self.training` is followed correctly. Where somebody has registered a hook on a
-    module whose work the graph does, the module's own forward runs, which calls it.
+    that asks `if emb is None` or `self.training` is followed correctly. Graphs are made anew where an attribute of the
+    module has been set to something else. Where somebody has registered a hook on a module whose work the graph does,
+    the module's own forward runs, which calls it.
     """
 
     def __init__(self, module):
         self.original = tracing.original(module).forward
-        self.functions = {}
-        self.absorbed = {}  # by kind, the paths of modules that are not called
+        self.graphs = {mode: weakref.WeakKeyDictionary() for mode in (False, True)}  # of it and its deep copies
 
     def __call__(self, module, args, kwargs):
         tensors = []
@@ -32,31 +35,58 @@ class Rewritten:
             kinds = _kind(args, tensors), _kind(tuple(kwargs.items()), tensors)
         except TypeError:  # an argument that is neither tensor nor constant
             return self.original(module, *args, **kwargs)
-        kind = (*kinds, module.training, torch.is_grad_enabled())
-        function = self.functions.get(kind)
-        if function is None:
-            if torch.compiler.is_compiling() or len(self.functions) == _MOST or not _alone():
+        kind, of_mode = (*kinds, torch.is_grad_enabled()), self.graphs[module.training]
+        graphs = of_mode.get(module)
+        compiling = torch.compiler.is_compiling()  # which takes no two ways to a module for the same
+        fresh = graphs is not None and (compiling or _same(graphs.state, _state(module)))
+        if not fresh or kind not in graphs.functions:
+            made = 0 if graphs is None else graphs.made
+            if compiling or made == _MOST or not _alone():
                 return self.original(module, *args, **kwargs)
-            function = self.functions[kind] = self._build(kind, module, args, kwargs, [t.dim() for t in tensors])
-        if not function or _any_hooked(module, self.absorbed[kind]):
+            if not fresh:
+                graphs = of_mode[module] = _Graphs(_state(module), made)
+            self._build(graphs, kind, module, args, kwargs, [t.dim() for t in tensors])
+        function, absorbed = graphs.functions[kind]
+        if function is None or _any_hooked(module, absorbed):
             return self.original(module, *args, **kwargs)
         return function(module, *tensors)
 
-    def _build(self, kind, module, args, kwargs, given):
+    def _build(self, graphs, kind, module, args, kwargs, given):
+        graphs.made += 1
+        graphs.functions[kind] = None, ()
         try:
             graph, matches = rewrite(module, args, kwargs, given)
-            self.absorbed[kind] = absorbed(module, graph)
-            return compiled(module, graph) if matches else False
+            if matches:
+                graphs.functions[kind] = compiled(module, graph), absorbed(module, graph)
+            return
         except tracing.ERRORS as failure:
             reason = str(failure).partition("\n")[0]
         name = tracing.original(module).__name__
         warnings.warn(f"{name}.forward keeps its own norms for such arguments: {reason}", RuntimeWarning, stacklevel=2)
-        return False
+
+
+class _Graphs:
+    """Of one module in one mode and state: by kind, (function or None, paths of modules that it does not call)."""
+
+    def __init__(self, state, made):
+        self.state, self.made, self.functions = state, made, {}
+
+
+def _state(module):
+    """The values of its attributes, and the modules right below it."""
+    return [*module.__dict__.values(), *module._modules.values()]
+
+
+def _same(before, now):
+    return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 def _alone():
-    """Tracing patches nn.Module for the whole process: it waits for a call outside of threads."""
-    return threading.current_thread() is threading.main_thread()
+    """Tracing patches nn.Module for the whole process: it waits for a call outside of threads.
+
+    As it waits for one outside of transforms and dispatch modes, which would see it.
+    """
+    return _dispatch.untransformed() and threading.current_thread() is threading.main_thread()
 
 
 def rewrite(module, args, kwargs, given):
@@ -95,6 +125,8 @@ def _any_hooked(module, paths):
             for name in path:
                 below = below._modules[name]
             if below._forward_hooks or below._forward_pre_hooks or below._backward_hooks or below._backward_pre_hooks:
+                return True
+            if "forward" in below.__dict__:
                 return True
     except (KeyError, AttributeError):
         return True

@@ -5,18 +5,19 @@ import inspect
 import itertools
 import textwrap
 
+from torch import nn
+
 
 def neighbours(cls):
-    """(a, b) for each `v = self.a(v)` followed by `v = self.b(v)` in a forward that uses both just there.
+    """(a, b) for each `v = self.a(v)` followed by `v = self.b(v)` in a forward whose class uses both just there.
 
-    To ask `if self.a:` first is no use of it.
+    To make them in __init__, or to ask `if self.a:` first, is no use of them.
     """
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls.forward)))
+        tree = _parsed(cls.forward)
+        used = [name for each in cls.__mro__[: cls.__mro__.index(nn.Module)] for name in _used(_parsed(each))]
     except (OSError, TypeError, SyntaxError):
         return []
-    asked = [node.test for node in ast.walk(tree) if isinstance(node, ast.If)]
-    used = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in asked]
     calls = [
         (_own_call(first), _own_call(second))
         for node in ast.walk(tree)
@@ -26,6 +27,18 @@ def neighbours(cls):
     ]
     pairs = [(a, b) for a, b in calls if a and b and a[1] == b[1]]
     return [(a[0], b[0]) for a, b in pairs if used.count(a[0]) == used.count(b[0]) == 1]
+
+
+def _parsed(thing):
+    return ast.parse(textwrap.dedent(inspect.getsource(thing)))
+
+
+def _used(tree):
+    """The names of attributes, as often as they are read, but in __init__ and as conditions."""
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    apart = {below for each in made for below in ast.walk(each)}
+    apart |= {node.test for node in ast.walk(tree) if isinstance(node, ast.If)}
+    return [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in apart]
 
 
 def _own_call(statement):

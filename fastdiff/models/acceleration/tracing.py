@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import itertools
 import logging
+import operator
 from unittest import mock
 
 import torch
@@ -11,14 +12,28 @@ import torch.utils.checkpoint
 from torch import fx, nn
 
 from . import ranks
+from .untouched import Untouched
 
 # What a graph does not hold, by the names that bring it in.
 CONTEXTS = {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "a decorator"}
+# x += y and the like, which write into x.
+IN_PLACE = [getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")]
 # What tracing may end in: anything that a forward does with a tensor and that a proxy cannot.
 ERRORS = (Exception,)
 
 
-class _Map(fx.Proxy):
+class _Proxy(fx.Proxy):
+    """x += y writes into x, which others may have, where fx' own makes it x = x + y."""
+
+
+for _function in IN_PLACE:
+    def _in_place(self, other, function=_function):
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place)
+
+
+class _Map(_Proxy):
     """The proxy of a tensor of known rank: it passes for a tensor where a forward asks, and answers len(x.shape)."""
 
     __class__ = property(lambda self: torch.Tensor)
@@ -59,10 +74,10 @@ class _Tracer(fx.Tracer):
         given = node.op == "placeholder"
         rank = next(self.given) if given else ranks.rank_of(node, self.modules, self.tensors)
         node.meta["rank"] = rank
-        return super().proxy(node) if rank is None else _Map(node, self)
+        return _Proxy(node, self) if rank is None else _Map(node, self)
 
     def create_arg(self, value):
-        return value.node if type(value) is _Map else super().create_arg(value)
+        return value.node if isinstance(value, _Proxy) else super().create_arg(value)
 
 
 def is_plain_sequential(module):
@@ -77,14 +92,23 @@ def original(module):
 
 
 def hooked(module):
+    """Why calling a module is more than its class' forward; or ""."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in names)
+    if any(getattr(module, name, None) for name in names):
+        return "it has hooks"
+    return own_forward(module)
+
+
+def own_forward(module):
+    """Why the class' forward of a module is not what runs; or ""."""
+    return "it has a forward that its class has not" if "forward" in vars(module) else ""
 
 
 def trace(module, given, rebuild):
     """The graph of module.forward(*args, **kwargs), (args, kwargs) = rebuild(proxies), one of each rank given.
 
-    Raises where the forward depends on the values of its tensors, or on what a graph does not hold.
+    Raises where the forward depends on the values of its tensors, or on what a graph does not hold; the module and the
+    random numbers to come are then, too, as if it had not been run.
     """
     cls = original(module)
     contexts = CONTEXTS & _names(cls, cls.forward)
@@ -97,25 +121,27 @@ def trace(module, given, rebuild):
 
     names = ", ".join(["self", *(f"a{i}" for i in range(len(given)))])
     entry = eval(f"lambda {names}: call({names})", {"call": call})  # the tracer reads the names
-    graph, constants = _traced(module, type(cls.__name__, (cls,), {"_fastdiff_entry": entry}), given)
-    if constants:
+    graph, changed, drawn = _traced(module, type(cls.__name__, (cls,), {"_fastdiff_entry": entry}), given)
+    if drawn:
+        raise ValueError("it draws random numbers beside its tensors")
+    if any(name.startswith("_tensor_constant") for name in changed):
         raise ValueError("it makes a tensor that depends on none of its arguments")
+    if changed:
+        raise ValueError(f"it changes {', '.join(changed)} of its module")
     return graph
 
 
 def _traced(module, cls, given):
-    """(graph, names of constants that the tracer left in the module, now gone) of the module in that class."""
-    before, attributes = type(module), set(vars(module))
+    """(graph, what the forward or the tracer changed, whether it drew: see `Untouched`) of the module in that class."""
+    before, untouched = type(module), Untouched(module)
     module.__class__ = cls
     try:
-        with _refusing_functions(), _silent():
+        with _refusing(), _silent():
             graph = _Tracer(module, given).trace(module)
     finally:
         module.__class__ = before
-        constants = [name for name in vars(module) if name not in attributes and name.startswith("_tensor_constant")]
-        for name in constants:
-            delattr(module, name)
-    return graph, constants
+        changed, drawn = untouched.restore()
+    return graph, changed, drawn
 
 
 @contextlib.contextmanager
@@ -130,20 +156,29 @@ def _silent():
 
 
 @contextlib.contextmanager
-def _refusing_functions():
-    """No graph holds an autograd.Function or a checkpoint: it would run what is in them."""
-
-    def refuse(*args, **kwargs):
-        raise ValueError("it calls an autograd.Function or a checkpoint")
-
-    targets = [(torch.autograd.Function, "apply"), (torch.utils.checkpoint, "checkpoint")]
+def _refusing():
+    """No graph holds an autograd.Function or a checkpoint: it would run what is in them. Nor does it hold a context,
+    whoever enters it, or that the module may be in another dtype next time."""
+    function, checkpoint = "it calls an autograd.Function or a checkpoint", torch.utils.checkpoint
+    targets = [(torch.autograd.Function, "apply", function), (checkpoint, "checkpoint", function)]
     generator = "_checkpoint_without_reentrant_generator"
-    if hasattr(torch.utils.checkpoint, generator):
-        targets.append((torch.utils.checkpoint, generator))
+    if hasattr(checkpoint, generator):
+        targets.append((checkpoint, generator, function))
+    for context in (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode):
+        targets.append((context, "__enter__", f"it uses {context.__name__}"))
+    targets.append((torch.set_grad_enabled, "__init__", "it uses set_grad_enabled"))
+    targets.append((nn.Module, "parameters", "it lists its parameters"))
     with contextlib.ExitStack() as stack:
-        for owner, name in targets:
-            stack.enter_context(mock.patch.object(owner, name, refuse))
+        for owner, name, reason in targets:
+            stack.enter_context(mock.patch.object(owner, name, _refusal(reason)))
         yield
+
+
+def _refusal(reason):
+    def refuse(*args, **kwargs):
+        raise ValueError(reason)
+
+    return refuse
 
 
 def _names(cls, function, seen=None):

@@ -63,3 +63,15 @@ def test_nothing_to_do():
 def test_refusals(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_a_probe_is_not_written_into():
+    class Writing(nn.GroupNorm):
+        def forward(self, x):
+            x.mul_(x)
+            return super().forward(x)
+
+    probe = torch.randn(2, 8, 3, 3)
+    before = probe.clone()
+    model = nn.Sequential(Writing(4, 8), nn.GroupNorm(4, 8))
+    assert fastdiff.accelerate(model, probe=(probe,)).error < 1e-5 and torch.equal(probe, before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdiff import load_unet
+from fastdiff import GaussianProcess, Sampler, load_unet
 from fastdiff.models.layers import StandardizedConv2d
 from tests.models.recorded import error
 
@@ -86,3 +86,22 @@ def test_a_trainers_file(ema, tmp_path):
     loaded = load_unet(tmp_path / "1.pt", config=dict(image_size=16), ema=ema)
     expected = averaged if ema else diffusion
     assert torch.equal(loaded.conv_in.weight, expected.model.init_conv.weight)
+
+
+def test_self_conditioned_samples(monkeypatch):
+    """As the package's own, by its network and by ours: each step is told the x_0 estimated in the last."""
+    torch.manual_seed(0)
+    network = peer.Unet(8, dim_mults=(1, 2), self_condition=True, full_attn=(False, True)).eval()
+    for parameter in network.parameters():
+        parameter.data.mul_(1.5)
+    options = dict(image_size=8, timesteps=50, sampling_timesteps=5, beta_schedule="linear")
+    diffusion = peer.GaussianDiffusion(network, **options)
+    x = torch.randn(2, 3, 8, 8)
+    monkeypatch.setattr(torch, "randn", lambda *args, **options: x)
+    expected = 2 * diffusion.ddim_sample(x.shape) - 1
+    monkeypatch.undo()
+    process = GaussianProcess(diffusion.betas.double(), prediction="v")
+    ours = load_unet(network.state_dict(), config=dict(image_size=8))
+    for model in (network, ours):
+        sampler = Sampler(model, process, "ddim", [9, 19, 29, 39, 49], precision="fp32")
+        torch.testing.assert_close(sampler.sample(x=x), expected, rtol=0, atol=2e-5)

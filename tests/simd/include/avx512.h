@@ -32,30 +32,22 @@ typedef Lanes<float, __m512> Floats;
 typedef Lanes<int32_t, __m512i> Words;
 typedef Lanes<uint16_t, __m512i> Shorts;
 
+template <class Half, class... V> EMULATED __m512 each_half(const Half& half, V... v) {
+  return joined(half(halves(v).low...), half(halves(v).high...));
+}
 EMULATED __m512 fmadd(__m512 a, __m512 b, __m512 c) {
-  const Halves x = halves(a), y = halves(b), z = halves(c);
-  return joined(_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high));
+  return each_half([](__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }, a, b, c);
 }
-EMULATED __m512 sqrt(__m512 v) {
-  const Halves x = halves(v);
-  return joined(_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high));
-}
-EMULATED __m512 min(__m512 a, __m512 b) {
-  const Halves x = halves(a), y = halves(b);
-  return joined(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
-}
-EMULATED __m512 max(__m512 a, __m512 b) {
-  const Halves x = halves(a), y = halves(b);
-  return joined(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
-}
-EMULATED __m512 unpacklo(__m512 a, __m512 b) {
-  const Halves x = halves(a), y = halves(b);
-  return joined(_mm256_unpacklo_ps(x.low, y.low), _mm256_unpacklo_ps(x.high, y.high));
-}
-EMULATED __m512 unpackhi(__m512 a, __m512 b) {
-  const Halves x = halves(a), y = halves(b);
-  return joined(_mm256_unpackhi_ps(x.low, y.low), _mm256_unpackhi_ps(x.high, y.high));
-}
+EMULATED __m512 sqrt(__m512 v) { return each_half([](__m256 x) { return _mm256_sqrt_ps(x); }, v); }
+#define EMULATED_PAIR(name) \
+  EMULATED __m512 name(__m512 a, __m512 b) { \
+    return each_half([](__m256 x, __m256 y) { return _mm256_##name##_ps(x, y); }, a, b); \
+  }
+EMULATED_PAIR(min)
+EMULATED_PAIR(max)
+EMULATED_PAIR(unpacklo)
+EMULATED_PAIR(unpackhi)
+#undef EMULATED_PAIR
 
 EMULATED __m512 set1(float value) { return joined(_mm256_set1_ps(value), _mm256_set1_ps(value)); }
 EMULATED __m512i set1_32(int value) { return (__m512i)joined((__m256)_mm256_set1_epi32(value), (__m256)_mm256_set1_epi32(value)); }
@@ -76,9 +68,8 @@ template <class... Lane> EMULATED __m512i set_16(Lane... from_the_last) {
 }
 
 EMULATED __m512i mul_32(__m512i a, __m512i b) {
-  const Halves x = halves((__m512)a), y = halves((__m512)b);
-  return (__m512i)joined((__m256)_mm256_mul_epu32((__m256i)x.low, (__m256i)y.low),
-                         (__m256)_mm256_mul_epu32((__m256i)x.high, (__m256i)y.high));
+  return (__m512i)each_half([](__m256 x, __m256 y) { return (__m256)_mm256_mul_epu32((__m256i)x, (__m256i)y); },
+                            (__m512)a, (__m512)b);
 }
 EMULATED __mmask16 test_32(__m512i a, __m512i b) {
   const Words x(a), y(b);
