@@ -148,6 +148,7 @@ def packed(weight, tile, pack, back=False):
     """The same, never kept; `back`: of the convolution that takes the gradient of y to that of x."""
     O, C = weight.shape[1::-1] if back else weight.shape[:2]  # noqa: E741
     with torch.inference_mode(False), torch.no_grad():
-        result = torch.empty((tile + 2) ** 2, -(-O // COLUMNS), C, COLUMNS)
-        pack(_layout.dense(weight.detach().float()), result, tile, back)
+        image = _layout.dense(weight.detach().float())
+        result = image.new_empty((tile + 2) ** 2, -(-O // COLUMNS), C, COLUMNS)
+        pack(image, result, tile, back)
     return result

@@ -127,8 +127,8 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
     place, workspace = _place(x), None
     if place[0] >= 0:  # the CUDA kernels always leave their statistics, and hand sums from launch to launch
         if mean is None:
-            mean, rstd = torch.empty((2, x.shape[0], groups), device=x.device)
-        workspace = torch.empty(_C.group_norm_silu_workspace(x, groups), device=x.device)
+            mean, rstd = torch.empty((2, x.shape[0], groups), dtype=torch.float32, device=x.device)
+        workspace = mean.new_empty(_C.group_norm_silu_workspace(x, groups))
     status = _C.group_norm_silu(
         *place, x, weight, bias, groups, eps, add, scale, shift, silu, y, mean, rstd, workspace, *epilogue
     )  # fmt: skip
@@ -171,11 +171,11 @@ def _loss_workspace(place, x_start):
     """Room for the sums of chunks; None where each sample is one."""
     if place[0] >= 0:
         floats = _C.loss_workspace(x_start)
-        return torch.empty(floats, device=x_start.device) if floats else None
+        return torch.empty(floats, dtype=torch.float32, device=x_start.device) if floats else None
     B, elements = len(x_start), x_start.numel()
     if elements <= 16384 * B:
         return None
-    return torch.empty((B, -(-elements // (16384 * B))), dtype=torch.float64)
+    return torch.empty((B, -(-elements // (16384 * B))), dtype=torch.float64, device=x_start.device)
 
 
 def _raise_loss(status, T):

@@ -37,7 +37,7 @@ def convolution(x, weight, bias=None, residual=None, *, stride=1, padding=0):
 
 def linear(x, weight, bias=None, residual=None):
     """y = x W^T + bias + residual: x [..., C], weight [O, C], bias [O], residual and y [..., O]; else as above."""
-    y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype)
+    y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
     x, residual = x.contiguous(), _layout.vector(residual)
     status = native._C.linear(torch.get_num_threads(), x, _filters(weight), _float(bias), residual, y)
     if status:
@@ -55,6 +55,6 @@ def _packed(weight):
     with torch.inference_mode(False), torch.no_grad():
         image = weight.detach().float()
         image = _layout.dense(image if image.dim() == 4 else image[:, :, None, None])
-        result = torch.empty(-(-O // COLUMNS) * COLUMNS * C * image.shape[2] * image.shape[3])
+        result = image.new_empty(-(-O // COLUMNS) * COLUMNS * C * image.shape[2] * image.shape[3])
         native._C.convolution_pack(torch.get_num_threads(), image, result)
     return result

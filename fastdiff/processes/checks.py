@@ -21,8 +21,8 @@ def checked_betas(betas):
 def checked_map(timestep_map, T):
     """The original timesteps as int64 [T] of its own; None: 0..T-1."""
     if timestep_map is None:
-        return torch.arange(T)
-    timestep_map = torch.as_tensor(timestep_map).to("cpu", copy=True)
+        return torch.arange(T, device="cpu")
+    timestep_map = torch.as_tensor(timestep_map, device="cpu").clone()
     if timestep_map.shape != (T,) or timestep_map.dtype is not torch.int64:
         got = f"{timestep_map.dtype} of shape {list(timestep_map.shape)}"
         raise ValueError(f"timestep_map must be int64 of shape [{T}], got {got}")

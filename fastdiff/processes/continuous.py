@@ -92,7 +92,7 @@ class ContinuousProcess:
         if isinstance(timesteps, numbers.Integral):
             if isinstance(timesteps, bool) or timesteps < 1:
                 raise ValueError(f"timesteps must be at least 1, got {timesteps}")
-            return torch.linspace(self.t_max, self.t_min, int(timesteps), dtype=torch.float64)
+            return torch.linspace(self.t_max, self.t_min, int(timesteps), dtype=torch.float64, device="cpu")
         try:
             times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -107,7 +107,7 @@ class ContinuousProcess:
         if isinstance(timesteps, Nodes):
             return timesteps
         t = self.times(timesteps)
-        clean = torch.ones(1, dtype=torch.float64)
+        clean = torch.ones(1, dtype=torch.float64, device="cpu")
         alpha, sigma = torch.cat([self.alpha(t), clean]), torch.cat([self.sigma(t), 0 * clean])
         return Nodes(self.label(t), alpha, sigma, *self.to_x0(t), self.c_in(t))
 

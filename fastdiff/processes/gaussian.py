@@ -62,9 +62,9 @@ class GaussianProcess:
         # In logarithms, so that 1 - alphas_cumprod keeps its digits where it is small.
         log_alphas_cumprod = torch.log1p(-self.betas).cumsum(0)
         variance_t = -torch.expm1(log_alphas_cumprod)
-        variance_prev = torch.cat([torch.zeros(1, dtype=torch.float64), variance_t[:-1]])
+        variance_prev = torch.cat([variance_t.new_zeros(1), variance_t[:-1]])
         self.alphas_cumprod = torch.exp(log_alphas_cumprod)
-        self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        self.alphas_cumprod_prev = torch.cat([variance_t.new_ones(1), self.alphas_cumprod[:-1]])
         self.alpha, self.sigma = self.alphas_cumprod.sqrt(), variance_t.sqrt()
         self.snr, self.logsnr = self.alphas_cumprod / variance_t, log_alphas_cumprod - variance_t.log()
         self.noise_level = self.sigma / self.alpha
@@ -168,8 +168,8 @@ class GaussianProcess:
         """
         kept = spacing.retained(self.num_timesteps, timesteps)
         # Every step of the process is part of the next retained one.
-        following = torch.searchsorted(kept, torch.arange(self.num_timesteps))
-        logs = torch.zeros(len(kept) + 1, dtype=torch.float64).index_add_(0, following, torch.log1p(-self.betas))
+        following = torch.searchsorted(kept, torch.arange(self.num_timesteps, device="cpu"))
+        logs = self.betas.new_zeros(len(kept) + 1).index_add_(0, following, torch.log1p(-self.betas))
         betas = -torch.expm1(logs[:-1])
         return type(self)(betas, self.prediction, self.variance, timestep_map=self.timestep_map[kept])
 
@@ -180,7 +180,7 @@ class GaussianProcess:
         others; None: clean data. What "xprev" means follows the run's steps, as in the respaced process.
         """
         run = self if timesteps is None else self.respace(timesteps)
-        last = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+        last = torch.tensor([[1.0], [0.0]], dtype=torch.float64, device="cpu")
         if end is not None:
             if isinstance(end, bool) or not 0 <= end < self.num_timesteps:
                 raise ValueError(f"end must be in [0, {self.num_timesteps}), got {end}")

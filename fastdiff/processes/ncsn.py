@@ -39,8 +39,8 @@ class NCSNProcess:
                 raise ValueError(f"levels must be at least 2, got {levels}")
             if not 0 < sigma_min < sigma_max < float("inf"):
                 raise ValueError(f"sigma_min must be in (0, sigma_max), got {sigma_min} and sigma_max {sigma_max}")
-            ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).log().tolist()
-            levels = torch.linspace(*ends, int(levels), dtype=torch.float64).exp()
+            ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64, device="cpu").log().tolist()
+            levels = torch.linspace(*ends, int(levels), dtype=torch.float64, device="cpu").exp()
         self.sigma = torch.as_tensor(levels, dtype=torch.float64, device="cpu").detach().clone()
         falling = self.sigma.dim() == 1 and len(self.sigma) > 0 and bool((self.sigma.diff() < 0).all())
         if not falling or not (self.sigma > 0).all() or not self.sigma.isfinite().all():
@@ -49,7 +49,7 @@ class NCSNProcess:
         self.alpha, self.prior_std = torch.ones_like(self.sigma), self.sigma[0].item()
         self.p_x, self.p_m = predictions.to_x0(prediction, Marginal(self.alpha, self.sigma))
         self.target_x0, self.target_eps = predictions.line(prediction, Marginal(self.alpha, self.sigma))
-        self.timestep_map = torch.arange(self.num_timesteps) if timestep_map is None else timestep_map
+        self.timestep_map = torch.arange(self.num_timesteps, device="cpu") if timestep_map is None else timestep_map
         self._device_tables = {}
 
     def __repr__(self):
@@ -64,7 +64,7 @@ class NCSNProcess:
     def nodes(self, timesteps=None):
         """`Nodes` of the run through the retained levels and on to clean data."""
         p = self if timesteps is None else self.respace(timesteps)
-        clean = torch.ones(1, dtype=torch.float64)
+        clean = torch.ones(1, dtype=torch.float64, device="cpu")
         alpha, sigma = torch.cat([p.alpha, clean]), torch.cat([p.sigma, 0 * clean])
         return Nodes(p.timestep_map, alpha, sigma, p.p_x, p.p_m, torch.ones_like(p.sigma))
 

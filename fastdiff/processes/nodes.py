@@ -83,7 +83,7 @@ def nodes_of(process, timesteps, *, signal=False):
 
 def point_at(process, noise_level):
     """The point of this noise level, off the grid: by process.through(levels), or time_at(level) in continuous time."""
-    levels = torch.tensor([noise_level, 0.0], dtype=torch.float64)
+    levels = torch.tensor([noise_level, 0.0], dtype=torch.float64, device="cpu")
     if hasattr(process, "through"):
         return process.through(levels).points()[0]
     if hasattr(process, "time_at"):

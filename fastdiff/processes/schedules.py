@@ -20,7 +20,7 @@ def linear(T=1000, beta_start=1e-4, beta_end=0.02, *, scaled=True):
         last = 1000 * beta_end
         rule = f"at least {math.ceil(last)}, where the last beta, {last:g} / T, is at most 1"
         raise ValueError(f"T must be {rule}, got {T}")
-    return torch.linspace(factor * beta_start, factor * beta_end, T, dtype=torch.float64)
+    return torch.linspace(factor * beta_start, factor * beta_end, T, dtype=torch.float64, device="cpu")
 
 
 def scaled_linear(T=1000, beta_start=0.00085, beta_end=0.012):
@@ -31,7 +31,7 @@ def scaled_linear(T=1000, beta_start=0.00085, beta_end=0.012):
     """
     _check_ends(beta_start, beta_end)
     ends = math.sqrt(beta_start), math.sqrt(beta_end)
-    return torch.linspace(*ends, checked_count("T", T), dtype=torch.float64).square()
+    return torch.linspace(*ends, checked_count("T", T), dtype=torch.float64, device="cpu").square()
 
 
 def cosine(T=1000, *, max_beta=0.999):
@@ -43,7 +43,7 @@ def cosine(T=1000, *, max_beta=0.999):
     T = checked_count("T", T)
     if not 0 < max_beta <= 1:
         raise ValueError(f"max_beta must be in (0, 1], got {max_beta}")
-    u = torch.arange(T + 1, dtype=torch.float64) / T
+    u = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
     f = torch.cos((u + 0.008) / 1.008 * (math.pi / 2)).square()
     return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
 
@@ -59,8 +59,8 @@ def sigmoid(T=1000, *, start=-3.0, end=3.0, tau=1.0, max_beta=0.999):
         raise ValueError(f"start must be below end and tau positive, got {start}, {end} and {tau}")
     if not 0 < max_beta <= 1:
         raise ValueError(f"max_beta must be in (0, 1], got {max_beta}")
-    u = torch.arange(T + 1, dtype=torch.float64) / T
-    g = torch.sigmoid(torch.tensor(end / tau, dtype=torch.float64)) - torch.sigmoid((start + u * (end - start)) / tau)
+    u = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
+    g = torch.sigmoid(u.new_tensor(end / tau)) - torch.sigmoid((start + u * (end - start)) / tau)
     return (1 - g[1:] / g[:-1]).clamp(max=max_beta)
 
 
@@ -70,7 +70,7 @@ def sigmoid_betas(T=1000, beta_start=1e-4, beta_end=0.02):
     S is the logistic function. Returns [T] float64. Source: Xu et al., "GeoDiff", 2022, their code.
     """
     _check_ends(beta_start, beta_end)
-    places = torch.linspace(-6, 6, checked_count("T", T), dtype=torch.float64)
+    places = torch.linspace(-6, 6, checked_count("T", T), dtype=torch.float64, device="cpu")
     return beta_start + (beta_end - beta_start) * places.sigmoid()
 
 

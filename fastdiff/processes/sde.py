@@ -78,7 +78,7 @@ class VPSDE(_LinearBetas):
         """
         if self.beta_max >= N:
             raise ValueError(f"N must be greater than beta_max = {self.beta_max:g}, got {N}")
-        betas = torch.linspace(self.beta_min / N, self.beta_max / N, N, dtype=torch.float64)
+        betas = torch.linspace(self.beta_min / N, self.beta_max / N, N, dtype=torch.float64, device="cpu")
         marginal = -torch.expm1(torch.log1p(-betas).cumsum(0))
         k = _level(t, N)
         return Transition(torch.sqrt(1 - betas[k]), torch.sqrt(betas[k]), torch.sqrt(marginal[k]))
@@ -147,8 +147,9 @@ class VESDE(ContinuousProcess):
 
         sigma_{-1} = 0. Source: Song et al. 2021, appendix E, equation 20.
         """
-        levels = torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), N, dtype=torch.float64).exp()
-        before = torch.cat([torch.zeros(1, dtype=torch.float64), levels[:-1]])
+        ends = math.log(self.sigma_min), math.log(self.sigma_max)
+        levels = torch.linspace(*ends, N, dtype=torch.float64, device="cpu").exp()
+        before = torch.cat([levels.new_zeros(1), levels[:-1]])
         k = _level(t, N)
         return Transition(self.alpha(t), torch.sqrt(levels[k] ** 2 - before[k] ** 2), levels[k])
 

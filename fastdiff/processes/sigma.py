@@ -56,7 +56,7 @@ class SigmaProcess:
         """The points of these noise levels, [S + 1], falling, the last of them 0 for clean data."""
         level = checked_levels("timesteps", noise_level)
         s = level[:-1]
-        p_x, p_m, c_in = (torch.as_tensor(c).expand_as(s) for c in _SCALINGS[self.prediction](s, self.sigma_data))
+        p_x, p_m, c_in = (c.expand_as(s) for c in _SCALINGS[self.prediction](s, self.sigma_data))
         return Nodes(_TIMES[self.time](s), torch.ones_like(level), level, p_x, p_m, c_in)
 
 
@@ -70,7 +70,7 @@ def _v(s, d):
     return p_x, -p_m, c_in
 
 
-_ONE, _ZERO = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+_ONE, _ZERO = torch.ones((), dtype=torch.float64, device="cpu"), torch.zeros((), dtype=torch.float64, device="cpu")
 _SCALINGS = {
     "edm": _edm,
     "v": _v,
@@ -110,8 +110,8 @@ class SigmaView:
             steps = last + 1 if timesteps is None else timesteps
             if isinstance(steps, bool) or steps < 1:
                 raise ValueError(f"timesteps must be a positive int, or noise levels, got {timesteps}")
-            places = torch.linspace(last, 0, int(steps), dtype=torch.float64)
-            timesteps = torch.cat([_interpolated(places, self._log_levels).exp(), torch.zeros(1, dtype=torch.float64)])
+            places = torch.linspace(last, 0, int(steps), dtype=torch.float64, device="cpu")
+            timesteps = torch.cat([_interpolated(places, self._log_levels).exp(), places.new_zeros(1)])
         return self.through(timesteps)
 
     def through(self, noise_level):
@@ -127,7 +127,7 @@ class SigmaView:
         s = level[:-1]
         alpha = (1 + s.square()).rsqrt()
         p_x, p_m = _VIEWED[self.process.prediction](s, alpha)
-        return Nodes(torch.as_tensor(time), torch.ones_like(level), level, p_x, p_m, alpha)
+        return Nodes(torch.as_tensor(time, device="cpu"), torch.ones_like(level), level, p_x, p_m, alpha)
 
     def _places(self, log_level):
         """Where in the table a log noise level lies: fractional, or the nearest, and within its ends."""

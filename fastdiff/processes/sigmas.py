@@ -35,14 +35,14 @@ def vp(n, *, beta_d=19.9, beta_min=0.1, eps=1e-3):
 
 
 def _ramp(n):
-    return torch.linspace(0, 1, checked_count("n", n), dtype=torch.float64)
+    return torch.linspace(0, 1, checked_count("n", n), dtype=torch.float64, device="cpu")
 
 
 def _ends(sigma_min, sigma_max):
     if not 0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(f"sigma_min must be in (0, sigma_max), sigma_max finite, got {sigma_min} and {sigma_max}")
-    return torch.tensor([sigma_min, sigma_max], dtype=torch.float64).unbind()
+    return torch.tensor([sigma_min, sigma_max], dtype=torch.float64, device="cpu").unbind()
 
 
 def _ended(sigmas):
-    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64, device="cpu")])

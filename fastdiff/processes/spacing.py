@@ -17,7 +17,7 @@ def even(num_timesteps, steps):
     for _ in range(steps):
         kept.append(round(position))
         position += stride
-    return torch.tensor(kept, dtype=torch.int64)
+    return torch.tensor(kept, dtype=torch.int64, device="cpu")
 
 
 def sections(num_timesteps, counts):
@@ -49,7 +49,7 @@ def linspace(num_timesteps, steps, *, drop_first=False):
     drop_first: of S + 1 such points the noisiest S, as its multistep solvers have it. Rounds half to even.
     """
     count = _steps(num_timesteps, steps) + drop_first
-    points = torch.linspace(0, num_timesteps - 1, count, dtype=torch.float64).round().long()
+    points = torch.linspace(0, num_timesteps - 1, count, dtype=torch.float64, device="cpu").round().long()
     return points[1:] if drop_first else points
 
 
@@ -59,14 +59,15 @@ def leading(num_timesteps, steps, *, offset=0, drop_first=False):
     drop_first: t_j = (j + 1) * (T // (S + 1)) + offset, as its multistep solvers have it.
     """
     count = _steps(num_timesteps, steps) + drop_first
-    points = torch.arange(count) * (num_timesteps // count) + offset
+    points = torch.arange(count, device="cpu") * (num_timesteps // count) + offset
     return points[1:] if drop_first else points
 
 
 def trailing(num_timesteps, steps):
     """t_j = round(T - (S - 1 - j) * T / S) - 1, j = 0..S-1: as diffusers' "trailing"; the last is T - 1."""
     count = _steps(num_timesteps, steps)
-    places = num_timesteps - torch.arange(count - 1, -1, -1, dtype=torch.float64) * (num_timesteps / count)
+    left = torch.arange(count - 1, -1, -1, dtype=torch.float64, device="cpu")
+    places = num_timesteps - left * (num_timesteps / count)
     return places.round().long() - 1
 
 
@@ -88,7 +89,7 @@ def retained(num_timesteps, timesteps):
         raise ValueError(f"timesteps must be in [0, {num_timesteps}), got {kept[0] if kept[0] < 0 else kept[-1]}")
     if len(set(kept)) < len(kept):
         raise ValueError(f"timesteps must be distinct, got {kept}")
-    return torch.tensor(kept, dtype=torch.int64)
+    return torch.tensor(kept, dtype=torch.int64, device="cpu")
 
 
 def _steps(num_timesteps, steps):
@@ -100,7 +101,7 @@ def _steps(num_timesteps, steps):
 def _strided(num_timesteps, count):
     for stride in range(1, num_timesteps):
         if len(range(0, num_timesteps, stride)) == count:
-            return torch.arange(0, num_timesteps, stride)
+            return torch.arange(0, num_timesteps, stride, device="cpu")
     raise ValueError(f"timesteps must be 'ddim' and a number of steps that an integer stride gives, got {count}")
 
 

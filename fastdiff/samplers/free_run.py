@@ -27,8 +27,8 @@ class FreeRun:
             raise ValueError("guidance's w must be a number where a solver chooses its own steps, got several")
 
     def begin(self, seed, sample_ids, *, condition, x=None, start=None):
-        self.rng = ops.rng.make_rng(seed).to(self.device, non_blocking=True)
-        self.sample_ids = torch.tensor(sample_ids, dtype=torch.int64).to(self.device, non_blocking=True)
+        self.rng = ops.rng.make_rng(seed, device="cpu").to(self.device, non_blocking=True)
+        self.sample_ids = torch.tensor(sample_ids, dtype=torch.int64, device="cpu").to(self.device, non_blocking=True)
         self.condition = condition
         self.x = self.solver.start * self._normal(ops.rng.INITIAL) if x is None else x.clone()
 

@@ -33,7 +33,7 @@ class ClassifierFree:
     interval: tuple | None = None
 
     def __post_init__(self):
-        if not torch.as_tensor(self.w, dtype=torch.float64).isfinite().all():
+        if not torch.as_tensor(self.w, dtype=torch.float64, device="cpu").isfinite().all():
             raise ValueError(f"w must be finite, got {self.w!r}")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale!r}")
@@ -109,7 +109,7 @@ class Classifier:
 
     def plan(self, plan, levels):
         """The plan with columns g_0, g_x and g_v; levels: a function of the plan, as `fastdiff.samplers.levels`."""
-        called = torch.tensor(plan.call, dtype=torch.float64) * self.scale * plan["c_in"]  # g is of the network's input
+        called = plan["c_in"] * torch.tensor(plan.call, device="cpu") * self.scale  # g is of the network's input
         if self.form == "mean":
             learned = (plan["l_0"] != 0) | (plan["l_1"] != 0)
             noise = torch.where(learned, 0.0, plan["std"] ** 2)

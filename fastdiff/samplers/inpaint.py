@@ -55,7 +55,7 @@ class Inpaint:
             raise ValueError(f"jumps must be 1 for a solver with history or of several stages, got {self.jumps}")
         S = len(plan)
         points = jump_schedule(S, self.jump_length, self.jumps)
-        before, after = torch.tensor(points[:-1]), torch.tensor(points[1:])
+        before, after = torch.tensor(points[:-1], device="cpu"), torch.tensor(points[1:], device="cpu")
         up = after > before
         row = S - 1 - before  # the one that leads down from this point
         r = alpha[S - 1 - after] / alpha[row]

@@ -54,7 +54,7 @@ def best_step_size(sigma, steps_each):
     Source: Song and Ermon 2020, proposition 3 and technique 4; 6.2e-6 for 232 levels from 50 to 0.01 and n = 5.
     """
     ratio = (sigma[:-1] / sigma[1:]).max() if len(sigma) > 1 else sigma.new_tensor(1.0)
-    e = torch.logspace(-8, 0, 100_001, dtype=torch.float64)[:-1]
+    e = torch.logspace(-8, 0, 100_001, dtype=torch.float64, device="cpu")[:-1]
     rest = 2 / (2 - e)
     squared = (1 - e) ** (2 * steps_each) * (ratio**2 - rest) + rest
     return (e[(squared - 1).abs().argmin()] * sigma[-1] ** 2).item()

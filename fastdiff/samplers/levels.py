@@ -18,8 +18,8 @@ def levels(process, plan, timesteps=None):
         alpha, sigma, c_in = *_between_timesteps(process, plan.time.double()), 1.0
     else:
         alpha, sigma, c_in = _of_nodes(process, plan.time.double(), timesteps)
-    scale = torch.where(torch.tensor(plan.call), c_in / plan["c_in"], 1.0)
-    clean = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    scale = torch.where(torch.tensor(plan.call, device="cpu"), c_in / plan["c_in"], 1.0)
+    clean = torch.ones(1, dtype=torch.float64, device="cpu"), torch.zeros(1, dtype=torch.float64, device="cpu")
     ends = (timesteps.alpha[-1:], timesteps.sigma[-1:]) if isinstance(timesteps, Nodes) else clean
     alpha, sigma = (torch.cat([scale * level, end]) for level, end in zip((alpha, sigma), ends, strict=True))
     if len(plan) > 1 and not plan.call[0] and plan["c_x"][0] > 0 and hasattr(process, "nodes"):

@@ -11,7 +11,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def locate(model, device=None):
     """(device, dtype of the parameters) of a module as it is now; (device or the CPU, None) for any other callable."""
-    given = None if device is None else torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    given = None if device is None else torch.tensor(0, device=device).device  # "cuda" becomes "cuda:0"
     tensors = itertools.chain(model.parameters(), model.buffers()) if isinstance(model, torch.nn.Module) else ()
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if first is None:

@@ -45,7 +45,7 @@ class Plan:
         self.start = float(start)
         if not 0 < self.start < float("inf"):
             raise ValueError(f"start must be finite and positive, got {start}")
-        self.rows = torch.zeros(S, WIDTH, dtype=torch.float64)
+        self.rows = torch.zeros(S, WIDTH, dtype=torch.float64, device="cpu")
         for name, value in {**_DEFAULTS, **columns}.items():
             if name not in COLUMNS:
                 raise TypeError(f"columns must be among {', '.join(NAMES)}, got {name!r}")

@@ -51,7 +51,7 @@ class Request:
     def begin(self, run, positions):
         """Fills the run with the samples at these positions, a list, the last of them repeated in what is left."""
         padded = [*positions, *(positions[-1:] * (run.B - len(positions)))]
-        at = torch.tensor(padded)
+        at = torch.tensor(padded, device="cpu")
         images = {
             name: take(value, at).to(run.device, torch.float32, non_blocking=True)
             for name in ("x", "x_start", "known", "mask")

@@ -47,14 +47,15 @@ class Run:
     def _allocate(self, estimates):
         plan, B, device = self.plan, self.B, self.device
         self.memory_format = memory_format = getattr(self.model, "memory_format", torch.contiguous_format)
-        self.x = torch.empty((B, *self.shape), device=device, memory_format=memory_format)
+        self.x = torch.empty((B, *self.shape), dtype=torch.float32, device=device, memory_format=memory_format)
         self.model_input = None
         if self.dtype not in (None, torch.float32) or plan.scales_input or self.parts == 2:
             size, dtype = (self.parts * B, *self.shape), self.dtype or torch.float32
             self.model_input = torch.empty(size, device=device, dtype=dtype, memory_format=memory_format)
         self.history = None
         if plan.multistep:  # each slot in the state's layout
-            slots = torch.empty((3 * B, *self.shape), device=device, memory_format=memory_format)
+            options = {"dtype": torch.float32, "device": device, "memory_format": memory_format}
+            slots = torch.empty((3 * B, *self.shape), **options)
             self.history = slots.zero_().unflatten(0, (3, B))
         self.x0 = torch.zeros_like(self.x) if estimates else None
         self.raw = torch.empty_like(self.x) if self.threshold else None
@@ -84,21 +85,21 @@ class Run:
 
     def _allocate_adjusted(self):
         """Room for the samples' own copies of a row, each followed by the c_in of the next."""
-        pairs = torch.zeros(len(self.plan), 2, WIDTH)
+        pairs = torch.zeros(len(self.plan), 2, WIDTH, dtype=torch.float32, device="cpu")
         pairs[:, 0] = self.plan.table()
         pairs[:-1, 1, COLUMNS["c_in"]] = pairs[1:, 0, COLUMNS["c_in"]]
         pairs[-1, 1, COLUMNS["c_in"]] = 1
         self.pairs = pairs.to(self.device, non_blocking=True)
-        self.own = torch.empty(self.B, 2, WIDTH, device=self.device)
+        self.own = torch.empty(self.B, 2, WIDTH, dtype=torch.float32, device=self.device)
         self.own_row = torch.arange(0, 2 * self.B, 2, device=self.device)
 
     @torch.no_grad()  # a model that differentiates may have marked the state
     def begin(self, seed, sample_ids, *, x=None, x_start=None, start=None, condition=None, known=None, mask=None):
         """A new batch: x_T = start * noise, or x, or alpha * x_start + sigma * noise with start = (alpha, sigma)."""
-        counters = torch.cat([ops.rng.make_rng(seed), torch.zeros(1, dtype=torch.int64)])
+        counters = torch.cat([ops.rng.make_rng(seed, device="cpu"), torch.zeros(1, dtype=torch.int64, device="cpu")])
         self.counters.copy_(counters, non_blocking=True)
         self.places[:, 0] = self.counters[0]
-        self.sample_ids.copy_(torch.tensor(sample_ids, dtype=torch.int64), non_blocking=True)
+        self.sample_ids.copy_(torch.tensor(sample_ids, dtype=torch.int64, device="cpu"), non_blocking=True)
         if x is not None:
             self.x.copy_(x)
         else:

@@ -106,8 +106,8 @@ class Sampler:
         """Whether the network is ever run in two halves."""
         if not isinstance(self.guidance, ClassifierFree):
             return False
-        w = self.plan["w"] if isinstance(self.plan, Plan) else torch.as_tensor(self.guidance.w)
-        return bool((w != 1).any())
+        w = self.plan["w"] if isinstance(self.plan, Plan) else self.guidance.w
+        return bool((torch.as_tensor(w, dtype=torch.float64, device="cpu") != 1).any())
 
     def levels(self, plan):
         """(alpha, sigma), each [S + 1]: x = alpha * x_0 + sigma * eps before each row of a plan of this sampler."""
@@ -148,7 +148,7 @@ class Sampler:
         request = Request(self, n, seed, sample_ids, condition, x, x_start, strength, inpaint)
         size = max(request.n, 1) if batch_size is None else count("batch_size", batch_size, 1)
         run, finish, total = self._prepare(request, size, callback)
-        result = torch.empty((request.n, *request.shape), device=run.device)
+        result = torch.empty((request.n, *request.shape), dtype=torch.float32, device=run.device)
         starts = range(0, request.n, size)
         with _bar(progress, len(starts) * total) as bar:
             for start in starts:

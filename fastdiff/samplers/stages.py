@@ -10,13 +10,10 @@ def stage_plan(process, rows, *, clip):
 
     Where a row ends the run at its estimate, columns are {"c_0": 1.0}.
     """
-    t = torch.tensor([time for time, _ in rows], dtype=torch.float64)
+    t = torch.tensor([time for time, _ in rows], dtype=torch.float64, device="cpu")
     names = sorted({name for _, columns in rows for name in columns})
     defaults = {"write": -1.0}
-    columns = {
-        name: torch.tensor([float(row.get(name, defaults.get(name, 0.0))) for _, row in rows], dtype=torch.float64)
-        for name in names
-    }
+    columns = {name: [float(row.get(name, defaults.get(name, 0.0))) for _, row in rows] for name in names}
     p_x, p_m = process.to_x0(t)
     return Plan(
         process.label(t),

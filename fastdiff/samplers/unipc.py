@@ -87,5 +87,6 @@ def _weights(ratios, h, B):
         targets.append(phi * factorial / B)
         factorial *= n + 1
         phi = phi / h - 1 / factorial
-    powers = torch.tensor([[ratio**n for ratio in ratios] for n in range(len(ratios))], dtype=torch.float64)
-    return torch.linalg.solve(powers, torch.tensor(targets, dtype=torch.float64)).tolist()
+    targets = torch.tensor(targets, dtype=torch.float64, device="cpu")
+    powers = targets.new_tensor([[ratio**n for ratio in ratios] for n in range(len(ratios))])
+    return torch.linalg.solve(powers, targets).tolist()

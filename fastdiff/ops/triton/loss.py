@@ -70,7 +70,7 @@ def run_sums(kernel, images, draws, unit, out, t, weight, sample_weight, T, x_st
         return
     tiles, options = arrange(images, draws, x_start, arguments)
     chunks = tiles.arguments["tiles"]
-    partial = torch.empty((B, chunks), device=x_start.device)
+    partial = torch.empty((B, chunks), dtype=torch.float32, device=x_start.device)
     with device_of(x_start):
         kernel[tiles.grid](t=t, partial=partial, T=T, x_start=x_start, **arguments, **options, **tiles.arguments)
         sum_kernel[(B,)](partial, t, weight, sample_weight, out, chunks, T, count, unit,

@@ -162,7 +162,7 @@ def rms_norm_silu_backward(grad_y, x, weight, eps, most, scale, shift, silu, gra
     S, last = x[0, 0].numel(), channels_last(x)
     plan = plan_pages(x, last, ON_CHIP, "rms_norm_silu_backward", ROUNDS)
     with device_of(x):
-        partial = torch.empty((B, plan.tiles, 2, C), device=x.device) if of_channels else None
+        partial = torch.empty((B, plan.tiles, 2, C), dtype=torch.float32, device=x.device) if of_channels else None
         rms_norm_silu_backward_kernel[(B * plan.tiles,)](
             aligned(grad_y), aligned(x), weight, scale, shift, grad_x, partial, C, S, plan.tiles, eps, most,
             row_stride(scale), row_stride(shift), SILU=silu, LAST=last, WIDTH=plan.WIDTH, PART=plan.PART,
@@ -177,7 +177,7 @@ def _sum_tiles(partial, weight, scale, grad_weight, grad_scale, grad_shift):
     """Over the tiles of each sample, then over the batch."""
     B, tiles, _, C = partial.shape
     blocks = triton.cdiv(C, CHANNEL_BLOCK)
-    sums = torch.empty((B, 2, C), device=partial.device) if grad_weight is not None else None
+    sums = torch.empty((B, 2, C), dtype=torch.float32, device=partial.device) if grad_weight is not None else None
     sample_sums_kernel[(B * blocks,)](partial, weight, scale, grad_scale, grad_shift, sums, C, tiles, blocks,
                                       row_stride(scale), BLOCK=TILE_BLOCK, CHANNELS=CHANNEL_BLOCK)
     if sums is not None:
