@@ -1,5 +1,6 @@
 """The counter RNG's definition, and its inputs."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,3 +56,11 @@ def test_seeds_wrap_to_64_bits():
 def test_seeds_and_draws_out_of_range_are_refused(seed, draw, message):
     with pytest.raises(ValueError, match=message):
         rng.make_rng(seed, draw)
+
+
+def test_seeds_of_numpy_and_in_tensors_are_ints_and_fractions_are_refused():
+    assert rng.make_rng(np.uint64(2**64 - 1), np.int64(3)).tolist() == [-1, 3]
+    assert rng.make_rng(torch.tensor(5), torch.tensor(3)).tolist() == [5, 3]
+    for seed, draw, name in ((1.5, 0, "seed"), ("3", 0, "seed"), (None, 0, "seed"), (0, 0.5, "draw")):
+        with pytest.raises(TypeError, match=f"{name} must be an int, got"):
+            rng.make_rng(seed, draw)
