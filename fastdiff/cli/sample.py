@@ -94,6 +94,9 @@ def _sampler(args, group):
     labels = _labels(args, getattr(model, "num_classes", getattr(model.config, "num_classes", None)))
     if args.null_class is not None and args.guidance is None:
         raise ValueError(f"null-class must not be given without guidance, got {args.null_class}")
+    known = getattr(model.config, "num_classes", None)  # with that of unconditional samples, where there is one
+    if args.null_class is not None and known is not None and not 0 <= args.null_class < known:
+        raise ValueError(f"null-class must be in [0, {known}), got {args.null_class}")
     guidance = None if args.guidance is None else ClassifierFree(args.guidance, args.null_class)
     try:
         steps = _timesteps(args, process.num_timesteps)

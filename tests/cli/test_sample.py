@@ -210,6 +210,12 @@ def test_guidance_and_clip(conditional, tmp_path):
     assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], to_uint8(right).permute(0, 2, 3, 1).numpy())
 
 
+def test_a_null_class_that_the_network_does_not_know_is_refused(conditional, tmp_path, capsys):
+    assert sample(conditional, "--out", tmp_path / "a.npz", "--class=2", "--guidance=3", "--null-class=4") == 2
+    assert capsys.readouterr().err.startswith("fastdiff: null-class must be in [0, 4), got 4")
+    assert not list(tmp_path.glob("a.npz*"))
+
+
 @pytest.mark.parametrize("options, times", [
     (["--steps=5"], [24, 18, 12, 6, 0]), (["--steps=5", "--spacing=leading"], [20, 15, 10, 5, 0]),
     (["--steps=5", "--spacing=trailing"], [24, 19, 14, 9, 4]), (["--steps=2,3"], [24, 19, 13, 12, 0]),
