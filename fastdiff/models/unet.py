@@ -132,6 +132,8 @@ class UNet(nn.Module):
             raise ValueError(f"t must have shape {list(x.shape[:1])}, got {list(t.shape)}")
         _check_given("y", y, config.num_classes, x.shape[:1])
         _check_given("low_res", low_res, config.low_res, (*x.shape[:2], *getattr(low_res, "shape", ())[2:]))
+        if low_res is not None and not low_res.is_floating_point():
+            raise ValueError(f"low_res must be floating, on x's scale, got {low_res.dtype}")
         if x_self_cond is not None:
             _check_given("x_self_cond", x_self_cond, config.self_condition, x.shape)
 

@@ -123,6 +123,7 @@ def test_the_encoder_half(pool):
     (dict(num_classes=3), dict(y=1), r"y must have shape \[1\], got int"),
     (dict(low_res=True), {}, "low_res must be given where config.low_res is True, got None"),
     (dict(low_res=True), dict(low_res=torch.zeros(1, 2, 4, 4)), r"low_res must have shape \[1, 3, 4, 4\], got \[1, 2"),
+    (dict(low_res=True), dict(low_res=torch.zeros(1, 3, 4, 4).byte()), "low_res must be floating, on x's scale, got"),
     (dict(), dict(low_res=torch.zeros(1, 3, 4, 4)), "low_res must be None where config.low_res is False"),
     (dict(self_condition=True), dict(x_self_cond=torch.zeros(1, 3, 4, 4)), r"x_self_cond must have shape \[1, 3, 8"),
     (dict(), dict(x_self_cond=torch.zeros(1, 3, 8, 8)), "x_self_cond must be None where config.self_cond"),
