@@ -45,6 +45,9 @@ class Condition:
                 raise ValueError(f"uncond's {key} must be a tensor as condition's is, got {type(value).__name__}")
             taken = take(value, positions).to(device, non_blocking=True)
             rows.append(taken.to(dtype) if dtype is not None and taken.is_floating_point() else taken)
+        if rows[0].shape != rows[-1].shape:
+            name, (uncond, cond) = f"uncond's {key}" if key else "uncond", (list(row.shape[1:]) for row in rows)
+            raise ValueError(f"{name} must have samples of shape {cond} as condition has, got {uncond}")
         return torch.cat(rows)
 
 

@@ -258,6 +258,9 @@ def keeping(process, timesteps, *, clip):
     ({"guidance": ClassifierFree([1, 2])}, {}, r"w must be a number or have shape \[100\], got \[2\]"),
     ({"guidance": ClassifierFree(2.0, uncond={"z": 1})}, {"condition": {"y": 1}}, "uncond must hold keywords of cond"),
     ({"guidance": ClassifierFree(2.0, uncond={"y": "a"})}, {"condition": {"y": "b"}}, "uncond's y must be a tensor"),
+    ({"guidance": ClassifierFree(2.0, uncond={"text": torch.zeros(1, 4, 2)})},
+     {"condition": {"text": torch.ones(1, 3, 2)}},
+     r"uncond's text must have samples of shape \[3, 2\] as condition has, got \[4, 2\]"),
     ({"guidance": Classifier(pull), "solver": keeping}, {}, "guidance must be of form mean, or none, where history"),
 ])  # fmt: skip
 def test_guidance_that_cannot_be(process, options, arguments, message):
