@@ -13,7 +13,8 @@ def decode(source, size=None):
     resized bicubically until that side is S, and cut to its middle square, as OpenAI's loader does. Of 16 bits the
     upper 8 are kept, alpha is dropped, of an animation the first frame is taken.
 
-    source: a path or a binary file. Raises ValueError for what is broken, no image, or of more than MAX_PIXELS.
+    source: a path or a binary file. Raises ValueError for what is broken, no image, of floats or more bits, or
+    of more than MAX_PIXELS.
     """
     from PIL import Image, ImageOps
 
@@ -23,7 +24,9 @@ def decode(source, size=None):
                 raise ValueError(f"must be of at most {MAX_PIXELS} pixels, got {image.width} x {image.height}")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which convert() would clip
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                image = Image.fromarray(_upper(np.asarray(image)))
+            if image.mode == "F":  # on a scale that the file does not tell
+                raise ValueError("must be of 8 or 16 bits, got floats")
             image = image.convert("L" if image.mode in _GREY else "RGB")
     except Image.DecompressionBombError:  # Pillow's own limit, as it was when this was called
         raise ValueError(f"must be of at most {MAX_PIXELS} pixels, got more") from None
@@ -32,6 +35,13 @@ def decode(source, size=None):
     except Exception as error:  # each of Pillow's readers has its own for what is broken
         raise ValueError(f"must be a whole image: {error}") from None
     return square(image, size or min(image.size))
+
+
+def _upper(array):
+    """uint8, the upper 8 bits of 16."""
+    if array.size and not 0 <= array.min() <= array.max() < 2**16:
+        raise ValueError(f"must be of 8 or 16 bits, got values from {array.min()} to {array.max()}")
+    return (array >> 8).astype(np.uint8)
 
 
 def square(image, size):

@@ -64,6 +64,17 @@ def test_photos_are_turned_upright(tmp_path):
     assert load_folder(tmp_path).images[0, 0].tolist() == [[4, 3], [2, 1]]
 
 
+@pytest.mark.parametrize("array, message", [
+    (np.full((2, 2), 0.5, np.float32), "must be of 8 or 16 bits, got floats"),
+    (np.full((2, 2), 2**16, np.int32), "must be of 8 or 16 bits, got values from 65536 to 65536"),
+])  # fmt: skip
+def test_pixels_of_an_unknown_scale_are_refused(tmp_path, array, message):
+    """They became black, or lost their upper bits."""
+    Image.fromarray(array).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=message):
+        load_folder(tmp_path)
+
+
 def test_scans_of_16_bits_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
