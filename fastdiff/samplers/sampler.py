@@ -263,5 +263,6 @@ def _watch(steps, callback, bar):
     """Shows each step to the callback until that says True."""
     for step in steps:
         bar.update()
-        if callback(step) is True:
+        answer = callback(step)
+        if (answer.tolist() if hasattr(answer, "tolist") else answer) is True:  # comparisons give NumPy's and tensors
             return

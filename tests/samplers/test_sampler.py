@@ -4,6 +4,7 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -467,9 +468,10 @@ def test_a_callback_sees_every_row_of_every_batch(process, net):
 
 def test_a_callback_may_stop_early(process, net):
     sampler = Sampler(net, process, steps=6)
-    stopped = sampler.sample(2, seed=4, callback=lambda step: step.row == 2)
-    assert torch.equal(stopped, list(sampler.stream(2, seed=4))[2].x)
-    for falsy in (None, False, 1):  # only True
+    for true in (bool, np.bool_, torch.tensor):
+        stopped = sampler.sample(2, seed=4, callback=lambda step, true=true: true(step.row == 2))
+        assert torch.equal(stopped, list(sampler.stream(2, seed=4))[2].x)
+    for falsy in (None, False, 1, torch.tensor(1), torch.tensor(False)):  # only True
         samples = sampler.sample(2, seed=4, callback=lambda step, falsy=falsy: falsy)
         assert torch.equal(samples, sampler.sample(2, seed=4))
 
