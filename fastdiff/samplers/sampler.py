@@ -34,9 +34,10 @@ class Sampler:
 
     Args:
         model: callable, model(x, t) -> [B, C, *], with x [B, C, *] and t [B], int64 timesteps of the process that it
-            was trained on; its output may lie in a tuple, a dict or an object's `.sample`. x is reused from row to row:
-            a model that keeps it must clone it. A module runs in evaluation mode and is left in the mode it came in;
-            gradients are off, and a model may turn them on for what it differentiates itself.
+            was trained on; its output may lie in a tuple, a dict or an object's `.sample`. x, t and conditions are
+            reused from row to row: a model that keeps or changes them must clone them. A module runs in evaluation mode
+            and is left in the mode it came in; gradients are off, and a model may turn them on for what it
+            differentiates itself.
             `model.sample_shape` = (C, H, W) lets `sample` take a number; `model.memory_format` = torch.channels_last
             asks for that layout; `model.null_condition` is the condition of unconditional samples. Where
             `model.self_condition` is true, x_self_cond is the x_0 estimated by the call before, zeros at first; solvers
