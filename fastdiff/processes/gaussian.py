@@ -204,7 +204,7 @@ class GaussianProcess:
         if key not in self._device_tables:
             # Tables made under inference mode could not be used for training later.
             with torch.inference_mode(False):
-                self._device_tables[key] = getattr(self, name).to(device, dtype)
+                self._device_tables[key] = getattr(self, name).to(device, dtype, copy=True)
         return self._device_tables[key]
 
     def _combine(self, first_name, first_argument, first, second_name, second_argument, second, t):

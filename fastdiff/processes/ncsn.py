@@ -88,7 +88,7 @@ class NCSNProcess:
         key = (name, torch.device(device), dtype)
         if key not in self._device_tables:
             with torch.inference_mode(False):  # else it could not be used for training later
-                self._device_tables[key] = getattr(self, name).to(device, dtype)
+                self._device_tables[key] = getattr(self, name).to(device, dtype, copy=True)
         return self._device_tables[key]
 
     def __getstate__(self):

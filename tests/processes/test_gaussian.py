@@ -151,6 +151,14 @@ def test_device_tables_are_made_once_and_can_be_trained_with():
     assert table.dtype is torch.float32 and process.table("alpha", "cpu", torch.float64).dtype is torch.float64
 
 
+def test_a_process_made_under_inference_mode_can_be_trained_with():
+    with torch.inference_mode():
+        process = GaussianProcess(schedules.linear(50))
+    m, x = torch.ones(1, 1, 2, 2, dtype=torch.float64, requires_grad=True), torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    process.loss(m, x, torch.tensor([3]), x).sum().backward()
+    assert torch.equal(m.grad, torch.full_like(m, 0.5))
+
+
 @pytest.mark.parametrize("betas, message", [
     ([[0.1]], r"betas must have shape \[T\] with T at least 1, got \[1, 1\]"),
     ([], r"betas must have shape \[T\] with T at least 1, got \[0\]"),
