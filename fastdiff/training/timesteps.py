@@ -124,16 +124,19 @@ class LossAware(Uniform):
         return t, (1 / (self.num_timesteps * p[t])).float()
 
     def update(self, t, loss):
-        """Takes the losses [B] of the timesteps t [B], in order; those of every rank where there are several."""
+        """Takes the losses [B] of the timesteps t [B], in order; those of every rank where there are several.
+
+        A loss that is not finite is passed over: kept, it would leave no probabilities.
+        """
         t, loss = _gathered(t), _gathered(loss.detach().double())
-        history = self.losses.shape[1]
-        same = t[:, None] == t[None]
+        history, finite = self.losses.shape[1], loss.isfinite()
+        same = (t[:, None] == t[None]) & finite  # [this one, another one]
         earlier = same.tril(-1).sum(1)  # of this batch and this timestep
         later = same.triu(1).sum(1)
         place = (self.counts[t] + earlier) % history
-        row = torch.where(later < history, t, self.num_timesteps)  # what would be overwritten is not written
+        row = torch.where(finite & (later < history), t, self.num_timesteps)  # what would be overwritten is not written
         self.losses.index_put_((row, place), loss)
-        self.counts.scatter_add_(0, t, torch.ones_like(t))
+        self.counts.scatter_add_(0, t, finite.to(t.dtype))
 
     def state(self):
         return {"losses": self.losses, "counts": self.counts}

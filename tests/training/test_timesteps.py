@@ -169,6 +169,15 @@ def test_more_losses_of_a_timestep_than_are_kept():
     assert sorted(many.losses[-1].tolist()) == [7.0, 8.0]  # aside, so that no place is written twice at once
 
 
+def test_losses_that_are_not_finite_are_passed_over():
+    """One NaN of a scaled step in float16 would leave no probabilities, and so no other timestep to draw."""
+    clean, other = warmed(), warmed()
+    t, loss = torch.tensor([1, 1, 3, 1, 4]), torch.tensor([1.0, torch.nan, torch.inf, 2.0, 3.0])
+    other.update(t, loss)
+    clean.update(t[loss.isfinite()], loss[loss.isfinite()])
+    assert torch.equal(other.counts, clean.counts) and torch.equal(other.probabilities(), clean.probabilities())
+
+
 def test_a_timestep_without_history_keeps_all_alike():
     sampler = LossAware(5, history=2)
     sampler.update(torch.arange(4).repeat(4), torch.rand(16))
