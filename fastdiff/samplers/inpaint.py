@@ -1,5 +1,6 @@
 """Images of which a part is known."""
 
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,9 @@ class Inpaint:
             if not isinstance(getattr(self, name), torch.Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(getattr(self, name)).__name__}")
         for name in ("jump_length", "jumps"):
-            if isinstance(getattr(self, name), bool) or not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
 
     def plan(self, plan, levels):
         """The plan with the known part's columns k_0 and k_n and, with jumps, the rows that go up.
@@ -65,6 +67,15 @@ class Inpaint:
         columns["std"] = torch.where(up, noise, columns["std"])
         columns |= {"k_0": alpha[S - 1 - after], "k_n": sigma[S - 1 - after]}
         return Plan(plan.time[row], call=(~up).tolist(), start=plan.start, **columns)
+
+
+def inpaint_of(given):
+    """`Inpaint` of one, or of (known, mask); None of None. A tensor, which could be taken apart as well, is neither."""
+    if given is None or isinstance(given, Inpaint):
+        return given
+    if not isinstance(given, tuple | list):
+        raise TypeError(f"inpaint must be (known, mask) or Inpaint, got {type(given).__name__}")
+    return Inpaint(*given)
 
 
 _BLANK = {"w": 1.0, "bound": float("inf"), "write": -1.0, "c_in": 1.0}

@@ -8,7 +8,7 @@ import torch
 from ..ops.rows import NAMES
 from .conditions import Condition, per_sample, take
 from .guidance import ClassifierFree
-from .inpaint import Inpaint
+from .inpaint import inpaint_of
 from .levels import remaining
 from .plan import Plan
 
@@ -21,7 +21,7 @@ class Request:
     """
 
     def __init__(self, sampler, n, seed, sample_ids, condition, x, x_start, strength, inpaint):
-        inpaint = inpaint if inpaint is None or isinstance(inpaint, Inpaint) else Inpaint(*inpaint)
+        inpaint = inpaint_of(inpaint)
         for name, value in (("x", x), ("x_start", x_start)):
             if value is not None and not isinstance(value, torch.Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -157,6 +157,7 @@ def test_jumps_bring_the_parts_in_tune():
     ((torch.zeros(SHAPE), torch.zeros(1, 2, 4, 4)), ValueError, r"mask must have samples of shape \[1 or 3, 4, 4\]"),
     ((torch.zeros(SHAPE), torch.zeros(1, 1, 4, 4).long()), TypeError, "mask must be bool or floating, got torch.int64"),
     ((torch.zeros(SHAPE).long(), torch.zeros(1, 1, 4, 4)), TypeError, "known must be uint8 or floating, got torch.int"),
+    (torch.zeros(SHAPE), TypeError, r"inpaint must be \(known, mask\) or Inpaint, got Tensor"),  # of two images
 ])  # fmt: skip
 def test_bad_images(process, inpaint, kind, message):
     with pytest.raises(kind, match=message):
@@ -166,6 +167,7 @@ def test_bad_images(process, inpaint, kind, message):
 def test_what_inpainting_cannot_be(process):
     known, mask = task()
     for options, message in (({"jumps": 0}, "jumps must be an int of at least 1, got 0"),
+                             ({"jumps": 2.5}, "jumps must be an int of at least 1, got 2.5"),
                              ({"jump_length": 0}, "jump_length must be an int of at least 1, got 0")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Inpaint(known, mask, **options)
