@@ -59,10 +59,19 @@ def chart(cases, machine, path):
     figure.savefig(path, dpi=120)
 
 
+def earlier(ratios, path):
+    """The times of an earlier run."""
+    try:
+        return ratios.read(path)[0]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"compare must be the --output of an earlier run, got {str(path)!r}: {error!r}") from None
+
+
 def main(arguments, root, ratios, floor):
     """The exit status: 1 where --compare finds a regression."""
     output = arguments.output.resolve()
-    old = ratios.read(arguments.compare)[0] if arguments.compare else None  # read first: it may be overwritten
+    old = earlier(ratios, arguments.compare) if arguments.compare else None  # read first: it may be overwritten
+    output.parent.mkdir(parents=True, exist_ok=True)  # pytest-benchmark does not, and it writes when all is done
     run(root, output, arguments.select)
     cases, machine = ratios.read(output)
     tables = ratios.tables(output)

@@ -100,6 +100,26 @@ def test_threshold_is_followed(report, tmp_path):
     assert timed(tmp_path, "--compare", report("old.json", 0.8), "--threshold", "0.3") == 0
 
 
+@pytest.mark.parametrize("text", ["{}", "no JSON", "[1]"])
+def test_what_is_no_earlier_run_is_refused_before_the_run(report, tmp_path, capsys, monkeypatch, text):
+    monkeypatch.setattr(bench_runs, "run", None)
+    (tmp_path / "old.json").write_text(text)
+    assert timed(tmp_path, "--compare", str(tmp_path / "old.json")) == 2
+    assert "compare must be the --output of an earlier run, got" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_output_is_there_before_the_run(monkeypatch, tmp_path):
+    """Pytest-benchmark would find out at the end of the run."""
+    made = []
+
+    def run(root, output, select):
+        made.append(output.parent.is_dir())
+        raise ValueError
+
+    monkeypatch.setattr(bench_runs, "run", run)
+    assert cli.main(["bench", "--output", str(tmp_path / "a" / "new.json")]) == 2 and made == [True]
+
+
 def test_static_options_need_static(capsys):
     assert cli.main(["bench", "--check"]) == 2
     assert "must come with --static" in capsys.readouterr().err
