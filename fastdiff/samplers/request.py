@@ -1,10 +1,10 @@
 """What one call of a sampler asks for: how many samples of which shape, from where, under which conditions."""
 
-import math
 import operator
 
 import torch
 
+from ..ops.rng import make_rng
 from ..ops.rows import NAMES
 from .conditions import Condition, per_sample, take
 from .guidance import ClassifierFree
@@ -27,9 +27,8 @@ class Request:
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         given = next((image for image in (x, x_start, inpaint and inpaint.known) if image is not None), None)
         self.shape, self.ids = shape_and_ids(sampler.model, n, sample_ids, given)
-        self.n, self.seed = len(self.ids), count("seed", seed, -math.inf)
-        if not -(2**63) <= self.seed < 2**64:
-            raise ValueError(f"seed must be in [-2**63, 2**64), got {seed}")
+        self.n, self.seed = len(self.ids), seed
+        make_rng(seed)  # refuses it before any work
         if x is not None and x_start is not None:
             raise ValueError("x must be None where x_start is given: a run starts from one of them")
         self.x, self.x_start = (self._image(name, value) for name, value in (("x", x), ("x_start", x_start)))
