@@ -71,15 +71,20 @@ template <class T> struct FilterGradient {
     const int n = o >= p.O ? 0 : p.O - o < kWidth ? int(p.O - o) : kWidth;
     const T* first = static_cast<const T*>(p.grad_y) + ((at.b * p.H + at.y) * p.W + at.x) * p.O + o;
     vfloat d[M][M], t[M][kTile];
+    FD_UNROLL
     for (int i = 0; i < M; ++i) {
+      FD_UNROLL
       for (int j = 0; j < M; ++j)
         d[i][j] = n && at.y + i < p.H && at.x + j < p.W ? load_some(first + (i * p.W + j) * p.O, n) : vfloat{};
       Winograd<M>::output_gradient(d[i], t[i]);
     }
+    FD_UNROLL
     for (int j = 0; j < kTile; ++j) {
       vfloat column[M], out[kTile];
+      FD_UNROLL
       for (int i = 0; i < M; ++i) column[i] = t[i][j];
       Winograd<M>::output_gradient(column, out);
+      FD_UNROLL
       for (int i = 0; i < kTile; ++i) store(w + (i * kTile + j) * w_stride(), out[i]);
     }
   }
@@ -104,14 +109,19 @@ template <class T> struct FilterGradient {
     for (int64_t c = 0; c < p.C; c += kWidth) {
       const int n = p.C - c < kWidth ? int(p.C - c) : kWidth;
       vfloat t[3][kTile], taps[3];
+      FD_UNROLL
       for (int j = 0; j < kTile; ++j) {
         vfloat column[kTile], out[3];
+        FD_UNROLL
         for (int i = 0; i < kTile; ++i) column[i] = load(u + (i * kTile + j) * stride + c);
         Winograd<M>::filter_gradient(column, out);
+        FD_UNROLL
         for (int i = 0; i < 3; ++i) t[i][j] = out[i];
       }
+      FD_UNROLL
       for (int i = 0; i < 3; ++i) {
         Winograd<M>::filter_gradient(t[i], taps);
+        FD_UNROLL
         for (int j = 0; j < 3; ++j) {
           float* to = p.grad_weight + (o * 9 + 3 * i + j) * p.C + c;
           n == kWidth ? store(to, taps[j]) : store_first(to, taps[j], n);

@@ -15,25 +15,51 @@ template <class T> FD_SIMD vfloat load_some(const T* from, int n) {
   return n == kWidth ? load(from) : load_first(from, n);
 }
 
-// What a core asks for while it works: one place for each c, `step` floats apart.
-struct Ahead {
-  const float* place;
-  int64_t step;
+// What one step of a sum takes of a row of inputs, E, and how it is multiplied with as much of the filters, 32 bits each.
+template <class E> struct Step;
+
+template <> struct Step<float> {
+  static constexpr int kElements = 1;
+  static FD_INLINE vfloat of(const float* v) { return set1(*v); }
+  static FD_INLINE vfloat add(vfloat a, vfloat u, vfloat total) { return madd(a, u, total); }
 };
 
-// m [kRows, 2 vectors] = v [kRows, C] u [C, 2 vectors].
-template <int kRows>
-static void product_core(const float* v, int64_t v_stride, const float* u, int64_t C, float* m, int64_t m_stride,
+#if defined(__AVX512BF16__)
+// A pair, whose products are exact; numbers below 2^-126 count as 0.
+template <> struct Step<bfloat16_t> {
+  static constexpr int kElements = 2;
+  static FD_INLINE vfloat of(const bfloat16_t* v) {
+    float pair;
+    memcpy(&pair, v, sizeof pair);
+    return (vfloat)_mm512_set1_ps(pair);
+  }
+  static FD_INLINE vfloat add(vfloat a, vfloat u, vfloat total) {
+    return (vfloat)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)u);
+  }
+};
+#endif
+
+// What a core asks for while it works: one place for each step, `distance` bytes apart.
+struct Ahead {
+  const void* place;
+  int64_t distance;
+};
+
+// m [kRows, 2 vectors] = v [kRows, steps] u [steps, 2 vectors].
+template <int kRows, class E>
+static void product_core(const E* v, int64_t v_stride, const float* u, int64_t steps, float* m, int64_t m_stride,
                          Ahead ahead) {
   vfloat total[kRows][2] = {};
-  for (int64_t c = 0; c < C; ++c) {
-    __builtin_prefetch(ahead.place + c * ahead.step, 0, 2);
-    const vfloat left = load(u + c * kPanel), right = load(u + c * kPanel + kWidth);
+  for (int64_t s = 0; s < steps; ++s) {
+    const char* place = static_cast<const char*>(ahead.place) + s * ahead.distance;
+    FD_UNROLL
+    for (int line = 0; line < kPanel; line += 16) __builtin_prefetch(place + 4 * line, 0, 2);
+    const vfloat left = load(u + s * kPanel), right = load(u + s * kPanel + kWidth);
     FD_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const vfloat a = set1(v[r * v_stride + c]);
-      total[r][0] = madd(a, left, total[r][0]);
-      total[r][1] = madd(a, right, total[r][1]);
+      const vfloat a = Step<E>::of(v + r * v_stride + s * Step<E>::kElements);
+      total[r][0] = Step<E>::add(a, left, total[r][0]);
+      total[r][1] = Step<E>::add(a, right, total[r][1]);
     }
   }
   FD_UNROLL
@@ -44,22 +70,23 @@ static void product_core(const float* v, int64_t v_stride, const float* u, int64
 }
 
 // The core of `rows` rows, 1 to kRows of them.
-template <int kRows>
-static void product_rows(int64_t rows, const float* v, int64_t v_stride, const float* u, int64_t C, float* m,
+template <int kRows, class E>
+static void product_rows(int64_t rows, const E* v, int64_t v_stride, const float* u, int64_t steps, float* m,
                          int64_t m_stride, Ahead ahead) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, C, m, m_stride, ahead);
-  product_core<kRows>(v, v_stride, u, C, m, m_stride, ahead);
+    if (rows < kRows) return product_rows<kRows - 1>(rows, v, v_stride, u, steps, m, m_stride, ahead);
+  product_core<kRows>(v, v_stride, u, steps, m, m_stride, ahead);
 }
 
-// m [n, 2 vectors] = v [n, C] u [C, 2 vectors]; `next` is the panel that will be read after u.
-FD_SIMD void product(int64_t n, const float* v, int64_t v_stride, const float* u, const float* next, int64_t C, float* m,
+// m [n, 2 vectors] = v [n, steps] u [steps, 2 vectors]; `next` is the panel that will be read after u.
+template <class E>
+FD_SIMD void product(int64_t n, const E* v, int64_t v_stride, const float* u, const float* next, int64_t steps, float* m,
                      int64_t m_stride) {
   for (int64_t r = 0; r < n; r += kTileRows) {
-    const float* rows = v + r * v_stride;
+    const E* rows = v + r * v_stride;
     const bool last = n - r <= kTileRows;
-    const Ahead ahead = last ? Ahead{next, kPanel} : Ahead{rows + kTileRows * v_stride, kTileRows};
-    product_rows<kTileRows>(n - r, rows, v_stride, u, C, m + r * m_stride, m_stride, ahead);
+    const Ahead ahead = last ? Ahead{next, kPanel * 4} : Ahead{rows + kTileRows * v_stride, kTileRows * 4};
+    product_rows<kTileRows>(n - r, rows, v_stride, u, steps, m + r * m_stride, m_stride, ahead);
   }
 }
 

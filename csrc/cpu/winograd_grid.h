@@ -10,15 +10,20 @@ namespace FD_LEVEL {
 template <int M, class Inputs> FD_SIMD void transform_input(const Inputs& d, float* v, int64_t stride) {
   constexpr int kTile = M + 2;
   vfloat t[kTile][kTile];
+  FD_UNROLL
   for (int i = 0; i < kTile; ++i) {
     vfloat row[kTile];
+    FD_UNROLL
     for (int j = 0; j < kTile; ++j) row[j] = d(i, j);
     Winograd<M>::input(row, t[i]);
   }
+  FD_UNROLL
   for (int j = 0; j < kTile; ++j) {
     vfloat column[kTile], out[kTile];
+    FD_UNROLL
     for (int i = 0; i < kTile; ++i) column[i] = t[i][j];
     Winograd<M>::input(column, out);
+    FD_UNROLL
     for (int i = 0; i < kTile; ++i) store(v + (i * kTile + j) * stride, out[i]);
   }
 }

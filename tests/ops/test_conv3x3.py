@@ -123,6 +123,24 @@ def test_a_large_mean_does_not_drown_a_small_deviation(backend):
     assert (ops.conv3x3(x, weight, groups=4) - right).abs().max() < 2e-3 * right.abs().max()
 
 
+@pytest.mark.parametrize("step", [3, 4, 5, 16, 32])
+def test_a_mean_that_few_pixels_make(backend, step):
+    """Some of the pixels are far from the others, and may be those that a first mean is taken of."""
+    arguments = inputs((2, 32, 32, 32), 32)
+    arguments["x"].flatten(2)[..., ::step] += 1000
+    check(arguments, groups=8)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("pixel", [0, 5])
+def test_a_group_with_a_value_that_is_not_finite_is_nan(backend, pixel, silu, value):
+    arguments = inputs((2, 32, 32, 32), 32)
+    arguments["x"].flatten(2)[1, 3, pixel] = value
+    y = ops.conv3x3(**arguments, groups=8, silu=silu)
+    assert y[1].isnan().all() and y[0].isfinite().all()
+
+
 def test_nan_and_inf_stay_in_their_tiles(backend):
     """And 0 in the padding stays 0 where the prologue would make it something else."""
     x, weight = torch.zeros(1, 16, 12, 12), torch.ones(16, 16, 3, 3)
