@@ -50,7 +50,7 @@ LEVELS = {
 }
 COMPILED_ONCE = ("dispatch", "parallel")
 OPTIMISED = ("group_norm_silu", "rms_norm_silu_backward")
-STORES_BFLOAT16 = ("group_norm_silu", "group_norm_silu_backward")  # all that avx512bf16 does otherwise than avx512
+HAS_BFLOAT16 = ("group_norm_silu", "group_norm_silu_backward", "convolution")  # what avx512bf16 does unlike avx512
 PRECOMPILED = ("avx512", "avx2")  # GCC reads its intrinsics, most of a second, once for all sources of these levels
 INTRINSICS = "#include <immintrin.h>\n"
 
@@ -268,7 +268,7 @@ class NinjaFile:
         levels = {level: self._level(level) for level in self.cxx.levels}
         for source in (source for source in sources if source.stem not in COMPILED_ONCE):
             for level, (flags, precompiled) in levels.items():
-                if level != "avx512bf16" or source.stem in STORES_BFLOAT16:
+                if level != "avx512bf16" or source.stem in HAS_BFLOAT16:
                     own = "-O3 " * (source.stem in OPTIMISED) + flags
                     yield self._object("cxx", f"cpu/{level}/{source.stem}", source, self.cxx, own, precompiled)
 

@@ -240,12 +240,18 @@ PyObject* conv3x3_pack(Arguments a) {
   return run(kernels().conv3x3_pack, p, O * C * 9);
 }
 
-// On the CPU alone: x, residual and y are channels last, filters and bias float32.
+void set_filters(ConvolutionParams& p, const Tensor& filters) {
+  p.filters = filters, p.pairs = filters.dtype() == kBF16;
+}
+
+// On the CPU alone: x, residual and y are channels last, bias float32, filters that or pairs of bfloat16.
 PyObject* convolution(Arguments a) {
   const int threads = int(a.integer());
   ConvolutionParams p = {};
   const Tensor x = a.tensor();
-  p.x = x, p.filters = a.tensor(), p.kernel = a.integer(), p.stride = a.integer(), p.padding = a.integer();
+  p.x = x;
+  set_filters(p, a.tensor());
+  p.kernel = a.integer(), p.stride = a.integer(), p.padding = a.integer();
   p.bias = a.tensor(), p.residual = a.tensor();
   const Tensor y = a.tensor();
   p.y = y, p.dtype = x.dtype(), p.num_threads = threads;
@@ -259,7 +265,9 @@ PyObject* linear(Arguments a) {
   const int threads = int(a.integer());
   ConvolutionParams p = {};
   const Tensor x = a.tensor();
-  p.x = x, p.filters = a.tensor(), p.bias = a.tensor(), p.residual = a.tensor();
+  p.x = x;
+  set_filters(p, a.tensor());
+  p.bias = a.tensor(), p.residual = a.tensor();
   const Tensor y = a.tensor();
   p.y = y, p.dtype = x.dtype(), p.num_threads = threads;
   const Shape in(x), out(y);
@@ -277,7 +285,8 @@ PyObject* convolution_pack(Arguments a) {
   const int64_t C = shape[1], taps = shape[2] * shape[3];
   const bool last = weight.layout() == kChannelsLast;
   ConvolutionPackParams p = {};
-  p.weight = weight, p.packed = static_cast<float*>(static_cast<void*>(a.tensor()));
+  const Tensor packed = a.tensor();
+  p.weight = weight, p.packed = packed, p.pairs = packed.dtype() == kBF16;
   p.O = shape[0], p.C = C, p.taps = taps, p.o_stride = taps * C, p.num_threads = threads;
   p.c_stride = last ? 1 : taps, p.tap_stride = last ? C : 1;
   return run(kernels().convolution_pack, p, p.O * C * taps);

@@ -252,7 +252,7 @@ struct Conv3x3Params {
 
 struct ConvolutionParams {
   const void* x;              // [B, H, W, C]
-  const float* filters;       // [padded O / columns, kernel^2 C, columns], of convolution_pack at the same SIMD level
+  const float* filters;       // as convolution_pack made them at the same SIMD level
   const float* bias;          // [O] or NULL
   const void* residual;       // [B, rows, columns, O] or NULL
   void* y;                    // [B, rows, columns, O]
@@ -260,14 +260,16 @@ struct ConvolutionParams {
   int64_t rows, columns;      // (H or W + 2 padding - kernel) / stride + 1
   int64_t kernel, stride, padding;
   int32_t dtype;              // of x, residual and y: f32 | f16 | bf16
+  bool pairs;                 // of the filters
   int32_t num_threads;
 };
 
 struct ConvolutionPackParams {
   const float* weight;        // [O, C, taps], at o * o_stride + c * c_stride + tap * tap_stride
-  float* packed;              // [padded O / columns, taps C, columns], columns = two vectors of the SIMD level
+  void* packed;               // float32 [padded O / columns, taps C, columns], columns = two vectors of the SIMD level
   int64_t O, C, taps;
   int64_t o_stride, c_stride, tap_stride;   // in elements
+  bool pairs;                 // instead bf16 [padded O / columns, padded taps C / 2, columns, 2], at avx512bf16 alone
   int32_t num_threads;
 };
 

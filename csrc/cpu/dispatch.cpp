@@ -12,7 +12,7 @@ namespace {
    name::group_norm_silu_backward,                                                          \
    level::diffusion_loss, level::diffusion_loss_backward,                                   \
    level::vlb_terms, level::vlb_terms_backward, level::conv3x3, level::conv3x3_pack,        \
-   level::conv3x3_backward, level::convolution, level::convolution_pack,                    \
+   level::conv3x3_backward, name::convolution, name::convolution_pack,                      \
    level::rms_norm_silu, level::rms_norm_silu_backward}
 
 // Widest first.

@@ -19,7 +19,6 @@ from ..ops.conv3x3 import unchecked
 from .norms import GroupNormSiLU
 
 _HOOKS = torch.nn.modules.module
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()  # torch.compile cannot trace the question
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _PLAIN = frozenset({torch.Tensor, nn.Parameter})
 _settled = ContextVar("fastdiff_inference", default=None)  # the dtype in which a whole forward pass is `inference`
@@ -92,56 +91,36 @@ def trains(module, x, kind=nn.Conv2d):
 
 
 def product(module, x, residual=None, kind=nn.Conv2d):
-    """residual + module(x), module a convolution of class `kind`; None where torch should compute it.
-
-    In inference on the CPU by `fastdiff.ops.native_convolution` at the SIMD level at which that was timed; else a 1x1
-    convolution in float32 by oneDNN, where torch would use BLAS: one thread of an AMD EPYC with AVX-512 is 1.3 to 3.3
-    times as fast so, at the DDPM network's shapes.
+    """residual + module(x), module a convolution of class `kind`, by `native_convolution`; None where torch should
+    compute it.
     """
-    if type(module) is not kind or not _free(module, x):
+    if type(module) is not kind or not _free(module, x) or not _is_simple(module):
         return None
-    if _quick() and _is_simple(module):
-        options = dict(stride=module.stride[0], padding=module.padding[0])
-        return native_convolution.convolution(x, *_parameters(module), residual, **options)
-    if not _onednn(module, x) or (*module.kernel_size, *module.stride, *module.padding) != (1, 1, 1, 1, 0, 0):
-        return None
-    y = torch.mkldnn_convolution(x, module.weight, module.bias, (0, 0), (1, 1), (1, 1), 1)
-    return y if residual is None else residual + y
+    options = dict(stride=module.stride[0], padding=module.padding[0])
+    return native_convolution.convolution(x, *_parameters(module), residual, **options)
 
 
 def linear(module, h, residual=None):
     """residual + module(h), a linear layer of h [B, C] or [B, H, W, C], in the same way where that applies."""
     if type(module) is nn.Linear and _free(module, h):
-        if _quick():
-            return native_convolution.linear(h, *_parameters(module), residual)
-        if _onednn(module, h) and h.dim() == 4:
-            image, weight = h.permute(0, 3, 1, 2), module.weight[:, :, None, None]  # channels last
-            y = torch.mkldnn_convolution(image, weight, module.bias, (0, 0), (1, 1), (1, 1), 1).permute(0, 2, 3, 1)
-            return y if residual is None else residual + y
+        return native_convolution.linear(h, *_parameters(module), residual)
     return module(h) if residual is None else residual + module(h)
 
 
 def _free(module, x):
-    """Whether module(x), in inference on the CPU, may be computed otherwise than by torch."""
-    if not (inference(x) and _winograd.allowed() and _unwatched(module)):
+    """Whether module(x), in inference on the CPU, may be computed otherwise than by torch: at the SIMD levels at which
+    that was timed, and is quicker.
+    """
+    if native.simd_level() == "baseline" or not (inference(x) and _winograd.allowed() and _unwatched(module)):
         return False
     weight, _ = _parameters(module)
     return _is_known(weight, x) and weight.shape[1] == x.shape[1 if weight.dim() == 4 else -1]
-
-
-def _quick():
-    """Whether `native_convolution` is at least as quick as torch and oneDNN here: it was timed at this level alone."""
-    return native.simd_level() == "avx2"
 
 
 def _is_simple(conv):
     """A convolution that `native_convolution` has: of square shape and neither grouped nor dilated."""
     square = all(len({*pair}) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
     return square and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-
-
-def _onednn(module, x):
-    return _HAS_ONEDNN and x.dtype is torch.float32 and module.weight.dtype is torch.float32
 
 
 @contextlib.contextmanager

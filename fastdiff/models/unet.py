@@ -24,9 +24,9 @@ class UNet(nn.Module):
     channels_last; x may have either layout. In evaluation on the CPU with gradients off (which `Sampler` sees to)
     norms, 3x3 convolutions and sums run fused, by Winograd's algorithm: faster, within 10 times eager float32's
     rounding error; `fastdiff.ops.winograd(False)` is the switch. It keeps 1.8 or 4 times the size of those weights,
-    and with AVX2 that of all others in float32, from the first call until they change. From the third call with inputs
-    of one shape on, the pass is made again without its Python (`fastdiff.models.replay`), to the same bits, where what
-    it computes on its way, which is then kept, is at most 32 MiB.
+    and that of all others, from the first call until they change. From the third call with inputs of one shape on, the
+    pass is made again without its Python (`fastdiff.models.replay`), to the same bits, where what it computes on its
+    way, which is then kept, is at most 32 MiB.
 
     Attributes: config; sample_shape (C, H, W), memory_format and self_condition, which `fastdiff.Sampler` reads;
     takes_counters and self_condition, which `fastdiff.train` reads.

@@ -8,7 +8,7 @@ import torch
 from fastdiff import GaussianProcess, Sampler, UNet, UNetConfig, ops, schedules
 from fastdiff.models import fused
 from fastdiff.ops import _dispatch, native_convolution
-from tests.ops.conftest import running_on
+from tests.ops.conftest import LEVELS, running_on
 
 SMALL = dict(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), image_size=16, groups=8)
 CONFIGS = {"add": SMALL, "scale_shift": SMALL | {"scale_shift": True}}
@@ -91,9 +91,9 @@ def test_half_precision_is_no_worse_than_eagers(calls, cast, dtype):
     assert relative(y, exact) <= 1.5 * relative(eager, exact)
 
 
-@pytest.fixture
-def products(monkeypatch):
-    """The shapes that went through a product, at the SIMD level at which those were timed."""
+@pytest.fixture(params=[level for level in LEVELS if level != "baseline"])
+def products(request, monkeypatch):
+    """The shapes that went through a product, at each SIMD level at which those were timed."""
     made = []
 
     def counted(name):
@@ -102,7 +102,7 @@ def products(monkeypatch):
 
     for name in ("convolution", "linear"):
         monkeypatch.setattr(native_convolution, name, counted(name))
-    with running_on("cpu-avx2"):
+    with running_on(f"cpu-{request.param}"):
         yield made
 
 

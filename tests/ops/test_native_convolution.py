@@ -21,6 +21,7 @@ CASES = {
     "more rows than a block": ((3, 64, 16, 16), 32, 1, 1, 0),
     "a frame around one tap": ((1, 8, 3, 3), 8, 1, 1, 1),
     "long sums": ((1, 256, 6, 6), 33, 3, 2, 1),
+    "an odd number of terms, of which rows lie in x": ((2, 9, 5, 5), 40, 1, 1, 0),
 }
 
 
@@ -30,14 +31,14 @@ def level(request):
         yield request.param
 
 
-def inputs(shape, O, kernel, stride, padding, dtype=torch.float32):  # noqa: E741
+def inputs(shape, O, kernel, stride, padding, dtype=torch.float32, of_weight=torch.float32):  # noqa: E741
     generator = torch.Generator().manual_seed(0)
     B, C, H, W = shape
     size = [(n + 2 * padding - kernel) // stride + 1 for n in (H, W)]
     x, weight, bias, residual = (
         torch.randn(size, generator=generator) for size in (shape, (O, C, kernel, kernel), (O,), (B, O, *size))
     )
-    return x.to(dtype), weight / (C * kernel**2) ** 0.5, bias, residual.to(dtype)
+    return x.to(dtype), (weight / (C * kernel**2) ** 0.5).to(of_weight), bias, residual.to(dtype)
 
 
 def check(y, exact):
@@ -47,11 +48,13 @@ def check(y, exact):
     assert y.shape == exact.shape and ((y.double() - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("of_weight", [torch.float32, "as x"], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape, O, kernel, stride, padding", CASES.values(), ids=CASES)
-def test_values(level, shape, O, kernel, stride, padding, dtype):  # noqa: E741
+def test_values(level, shape, O, kernel, stride, padding, dtype, of_weight):  # noqa: E741
     """Alone, and with bias and residual; x in either layout."""
-    x, weight, bias, residual = inputs(shape, O, kernel, stride, padding, dtype)
+    of_weight = dtype if of_weight == "as x" else of_weight
+    x, weight, bias, residual = inputs(shape, O, kernel, stride, padding, dtype, of_weight)
     exact = F.conv2d(x.double(), weight.double(), stride=stride, padding=padding)
     y = native_convolution.convolution(x, weight, stride=stride, padding=padding)
     assert y.dtype is dtype and y.is_contiguous(memory_format=torch.channels_last)
@@ -115,7 +118,7 @@ def test_a_changed_weight_is_seen(level):
 
 def test_the_weight_is_packed_once_and_while_that_is_allowed(level, monkeypatch):
     packs, packed = [], native_convolution._packed
-    monkeypatch.setattr(native_convolution, "_packed", lambda weight: (packs.append(1), packed(weight))[1])
+    monkeypatch.setattr(native_convolution, "_packed", lambda *of: (packs.append(1), packed(*of))[1])
     x, weight = torch.ones(2, 16), torch.ones(4, 16)
     for _ in range(3):
         native_convolution.linear(x, weight)

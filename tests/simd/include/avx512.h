@@ -145,6 +145,24 @@ EMULATED __m512bh cvtne2ps(__m512 a, __m512 b) {
   return (__m512bh)(__m512i)result;
 }
 
+
+// total + the products of each pair; subnormal inputs and results count as 0.
+EMULATED __m512 dpbf16(__m512 total, __m512bh a, __m512bh b) {
+  const auto plain = [](float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.0f, v) : v; };
+  const auto widened = [&](uint16_t v) {
+    const uint32_t bits = uint32_t(v) << 16;
+    float result;
+    memcpy(&result, &bits, sizeof result);
+    return plain(result);
+  };
+  Floats result(total);
+  const Shorts x((__m512i)a), y((__m512i)b);
+  for (int i = 0; i < 16; ++i)
+    for (int k = 2 * i + 1; k >= 2 * i; --k)
+      result.lane[i] = plain(fmaf(widened(x.lane[k]), widened(y.lane[k]), plain(result.lane[i])));
+  return result;
+}
+
 #undef EMULATED
 
 }  // namespace emulated
@@ -171,6 +189,7 @@ EMULATED __m512bh cvtne2ps(__m512 a, __m512 b) {
 #define _mm512_reduce_ps(v, rounding) emulated::reduce_from_floor(v)
 #define _mm512_scalef_ps emulated::scalef
 #define _mm512_cvtne2ps_pbh emulated::cvtne2ps
+#define _mm512_dpbf16_ps emulated::dpbf16
 
 #define __AVX512F__ 1
 #ifdef EMULATED_BF16
