@@ -113,7 +113,7 @@ def test_killed_and_resumed(run, whole, tmp_path, worlds):
     assert codes[0] == -signal.SIGKILL and not (tmp_path / name).exists()
     parts = tmp_path / f"{name}.parts"
     done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npy")}
-    assert len(list(parts.glob("*.part"))) == 1 and 1 <= len(done) < 6
+    assert 1 <= len(list(parts.glob("*.part"))) <= first and 1 <= len(done) < 6  # others may be ended while they write
     kept = {name: (parts / name).read_bytes() for name in done}
 
     made = []
