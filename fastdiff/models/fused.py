@@ -111,7 +111,7 @@ def _free(module, x):
     """Whether module(x), in inference on the CPU, may be computed otherwise than by torch: at the SIMD levels at which
     that was timed, and is quicker.
     """
-    if native.simd_level() == "baseline" or not (inference(x) and _winograd.allowed() and _unwatched(module)):
+    if not (inference(x) and _winograd.allowed() and _unwatched(module)) or native.simd_level() == "baseline":
         return False
     weight, _ = _parameters(module)
     return _is_known(weight, x) and weight.shape[1] == x.shape[1 if weight.dim() == 4 else -1]

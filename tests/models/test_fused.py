@@ -156,6 +156,18 @@ def test_a_product_adds_what_stands_beside_it(products, dtype):
     assert len(products) == 2
 
 
+def test_nothing_breaks_the_graph_of_a_compiled_network(calls, products):
+    net = network(**SMALL)
+    x, t = inputs(net)
+    with torch.no_grad(), ops.winograd(False):
+        expected = net(x, t)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        y = torch.compile(net, backend="eager", fullgraph=True)(x, t)
+    assert not calls and not products
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_elsewhere_torch_convolves(calls):
     net = network(**SMALL)
     x, t = inputs(net)
