@@ -15,12 +15,25 @@ template <class T, bool kSilu> struct RmsForward : Rows<T, RmsNormSiluParams> {
 
   static FD_INLINE V activate(V h) { return kSilu ? silu_of<T>(h) : h; }
 
-  void row(const T* x, T* y, const S* gain, const S* shift) const {
-    const V r = broadcast(this->norm_of_row(x).r);
+  FD_INLINE void row(const T* x, T* y, V r, const S* gain, const S* shift) const {
     each_vector<T>(p.C, [&](int64_t c, int lanes) FD_INLINE {
       const V n = load_lanes(x + c, lanes) * r;
       store_lanes(y + c, activate(madd(n, load(gain + c), load(shift + c))), lanes);
     });
+  }
+
+  // Rows of channels, whose norms are taken some at a time: each is a long way from the sum to the reciprocal root.
+  void rows(const T* x, T* y, int64_t n, const S* gain, const S* shift) const {
+    constexpr int64_t kSome = 8;
+    for (int64_t first = 0; first < n; first += kSome) {
+      const int64_t some = n - first < kSome ? n - first : kSome;
+      S norms[kSome];
+      for (int64_t i = 0; i < some; ++i) norms[i] = this->norm_of_row(x + (first + i) * p.C).r;
+      for (int64_t i = 0; i < some; ++i) {
+        const int64_t at = (first + i) * p.C;
+        row(x + at, y + at, broadcast(norms[i]), gain, shift);
+      }
+    }
   }
 
   void block(const T* x, T* y, int n, const S* gain, const S* shift) const {
@@ -42,8 +55,7 @@ template <class T, bool kSilu> struct RmsForward : Rows<T, RmsNormSiluParams> {
       this->terms(b, gain, shift);
       const T* x = this->sample(p.x, b);
       T* y = this->sample(p.y, b);
-      if (this->last)
-        for (int64_t s = begin; s < end; ++s) row(x + s * p.C, y + s * p.C, gain, shift);
+      if (this->last) rows(x + begin * p.C, y + begin * p.C, end - begin, gain, shift);
       else this->template each_block<Base::kBlock>(begin, end, [&](int64_t s, int n) {
         block(x + s, y + s, n, gain, shift);
       });
