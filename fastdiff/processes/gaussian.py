@@ -176,14 +176,16 @@ class GaussianProcess:
     def nodes(self, timesteps=None, *, end=None):
         """The points of a run, the noisiest first; its network is fed original timesteps.
 
-        timesteps: as for `respace`; None: all. end: the timestep whose alpha and sigma the run ends at, below all
-        others; None: clean data. What "xprev" means follows the run's steps, as in the respaced process.
+        timesteps: as for `respace`; None: all. end: the timestep whose alpha and sigma the run ends at, not above any
+        of them; None: clean data. What "xprev" means follows the run's steps, as in the respaced process.
         """
         run = self if timesteps is None else self.respace(timesteps)
         last = torch.tensor([[1.0], [0.0]], dtype=torch.float64, device="cpu")
         if end is not None:
             if isinstance(end, bool) or not 0 <= end < self.num_timesteps:
                 raise ValueError(f"end must be in [0, {self.num_timesteps}), got {end}")
+            if self.timestep_map[end] > run.timestep_map[0]:
+                raise ValueError(f"end must not be above the timestep {run.timestep_map[0]} of the run, got {end}")
             last = torch.stack([self.alpha[end : end + 1], self.sigma[end : end + 1]])
         alpha, sigma_ = (torch.cat([table.flip(0), at]) for table, at in zip((run.alpha, run.sigma), last, strict=True))
         time, p_x, p_m = run.timestep_map.flip(0), run.p_x.flip(0), run.p_m.flip(0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -33,11 +34,15 @@ class ClassifierFree:
     interval: tuple | None = None
 
     def __post_init__(self):
-        if not torch.as_tensor(self.w, dtype=torch.float64, device="cpu").isfinite().all():
+        try:
+            w = torch.as_tensor(self.w, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"w must be a number, or one for each row, got {self.w!r}") from None
+        if not w.isfinite().all():
             raise ValueError(f"w must be finite, got {self.w!r}")
-        if not 0 <= self.rescale <= 1:
+        if not isinstance(self.rescale, Real) or not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale!r}")
-        if self.interval is not None and not (len(self.interval) == 2 and self.interval[0] <= self.interval[1]):
+        if self.interval is not None and not _is_interval(self.interval):
             raise ValueError(f"interval must be (lo, hi) with lo at most hi, got {self.interval!r}")
 
     def plan(self, plan, levels):
@@ -104,7 +109,7 @@ class Classifier:
             raise TypeError(f"gradient must be callable, got {type(self.gradient).__name__}")
         if self.form not in ("mean", "score"):
             raise ValueError(f"form must be mean or score, got {self.form!r}")
-        if not math.isfinite(self.scale):
+        if not isinstance(self.scale, Real) or not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {self.scale!r}")
 
     def plan(self, plan, levels):
@@ -120,6 +125,12 @@ class Classifier:
         g_0 = called * sigma**2 / alpha
         per_m = torch.where(plan["p_m"] == 0, 0.0, g_0 / torch.where(plan["p_m"] == 0, 1.0, plan["p_m"]))
         return plan.replace(g_0=g_0, g_x=plan["c_m"] * per_m)
+
+
+def _is_interval(value):
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(end, Real) for end in value):
+        return False
+    return value[0] <= value[1]
 
 
 def gradient_of(classifier):

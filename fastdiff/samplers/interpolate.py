@@ -20,6 +20,10 @@ def slerp(a, b, weight):
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"b must have samples of shape {list(a.shape[1:])}, got {list(b.shape[1:])}")
     weight = torch.as_tensor(weight, dtype=torch.float64, device=a.device).reshape(-1, 1)
+    n = max(len(a), len(b))
+    for name, value in (("a", a), ("b", b), ("weight", weight)):
+        if len(value) not in (1, n):
+            raise ValueError(f"{name} must have 1 or n = {n} entries, got {len(value)}")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1)[:, None].clamp(-1, 1)
     theta, straight = torch.acos(cosine), cosine.abs() > 1 - 1e-12

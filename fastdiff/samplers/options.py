@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from numbers import Real
 
 from .guidance import Classifier, ClassifierFree
 from .solvers import SOLVERS
@@ -19,13 +20,13 @@ def checked_guidance(guidance):
 def checked_clip(clip):
     if clip is None or isinstance(clip, DynamicThreshold):
         return clip
-    if isinstance(clip, (bool, str)) or not clip > 0:
+    if isinstance(clip, bool) or not isinstance(clip, Real) or not clip > 0:
         raise ValueError(f"clip must be a positive number, DynamicThreshold or None, got {clip!r}")
     return clip
 
 
 def check_solver(solver, options):
-    if not callable(solver) and solver not in SOLVERS:
+    if not callable(solver) and not (isinstance(solver, str) and solver in SOLVERS):
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, or a function, got {solver!r}")
     parameters = inspect.signature(solver if callable(solver) else SOLVERS[solver]).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

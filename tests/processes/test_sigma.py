@@ -200,6 +200,9 @@ def test_other_bad_arguments():
     for end in (-1, 50, True):
         with pytest.raises(ValueError, match=rf"end must be in \[0, 50\), got {end}"):
             process.nodes(end=end)
+    with pytest.raises(ValueError, match="end must not be above the timestep 20 of the run, got 21"):
+        process.nodes([40, 20], end=21)
+    assert process.nodes([40, 20], end=20).alpha[-1] == process.alpha[20]
     with pytest.raises(ValueError, match="timesteps must be a positive int, or noise levels, got 0"):
         SigmaView(GaussianProcess(schedules.linear(50))).nodes(0)
     with pytest.raises(TypeError, match="process must have a method through or time_at for this solver, got <object"):

@@ -236,11 +236,16 @@ def test_the_gradient_of_a_classifiers_logits(process):
 
 @pytest.mark.parametrize("make, kind, message", [
     (lambda: ClassifierFree(math.nan), ValueError, "w must be finite, got nan"),
+    (lambda: ClassifierFree("2"), TypeError, "w must be a number, or one for each row, got '2'"),
     (lambda: ClassifierFree(2, rescale=1.1), ValueError, r"rescale must be in \[0, 1\], got 1\.1"),
+    (lambda: ClassifierFree(2, rescale="1"), ValueError, r"rescale must be in \[0, 1\], got '1'"),
     (lambda: ClassifierFree(2, interval=(3, 1)), ValueError, r"interval must be \(lo, hi\) with lo at most hi"),
+    (lambda: ClassifierFree(2, interval=5), ValueError, r"interval must be \(lo, hi\) with lo at most hi, got 5"),
+    (lambda: ClassifierFree(2, interval=("1", "3")), ValueError, r"interval must be \(lo, hi\) with lo at most hi"),
     (lambda: Classifier(3), TypeError, "gradient must be callable, got int"),
     (lambda: Classifier(pull, form="both"), ValueError, "form must be mean or score, got 'both'"),
     (lambda: Classifier(pull, math.inf), ValueError, "scale must be finite, got inf"),
+    (lambda: Classifier(pull, "3"), ValueError, "scale must be finite, got '3'"),
 ])  # fmt: skip
 def test_bad_guidance(make, kind, message):
     with pytest.raises(kind, match=message):

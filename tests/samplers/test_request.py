@@ -175,6 +175,9 @@ def test_slerp():
     torch.testing.assert_close(slerp(x, x, 0.25), x)
     with pytest.raises(ValueError, match=r"b must have samples of shape \[1, 2\], got \[2, 2\]"):
         slerp(x, torch.zeros(1, 2, 2), 0.5)
+    for a, b, weight, name in ((2, 3, 0.5, "a"), (3, 2, 0.5, "b"), (3, 1, [0.1, 0.2], "weight")):
+        with pytest.raises(ValueError, match=f"{name} must have 1 or n = 3 entries, got 2"):
+            slerp(torch.ones(a, 2), torch.ones(b, 2), weight)
 
 
 # ---- Conditions ----
