@@ -45,11 +45,19 @@ def chart(cases, machine, path):
     means = {}
     for (case, threads, provider), ratio in relative(cases).items():
         if not provider.startswith("fastdiff"):  # itself, otherwise
-            means.setdefault((f"{case.split(' [')[0].rstrip(',')}, {threads} thr.", provider), []).append(ratio)
-    labels = [f"{name} / {provider}" for name, provider in sorted(means)]
+            row = f"{case.split(' [')[0].rstrip(',')} / {provider}"
+            means.setdefault(row, {}).setdefault(threads, []).append(ratio)
+    labels, counts = sorted(means), sorted({threads for found in means.values() for threads in found})
     figure = Figure(figsize=(9, 1.5 + 0.25 * len(labels)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(labels, [geometric_mean(means[key]) for key in sorted(means)])
+    height = 0.8 / len(counts)
+    for i, threads in enumerate(counts):
+        found = {row: means[label][threads] for row, label in enumerate(labels) if threads in means[label]}
+        places = [row + (i - (len(counts) - 1) / 2) * height for row in found]
+        name = f"{threads} thread{'s' if threads > 1 else ''}"
+        axes.barh(places, [geometric_mean(ratios) for ratios in found.values()], height, label=name)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.legend(loc="lower right")
     axes.axvline(1, color="black", linewidth=1)
     axes.set(xscale="log", xlabel="times as fast as the provider", ylim=(len(labels) - 0.4, -0.6))
     axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5", "1", "2", "5", "10", "20", "50"])
