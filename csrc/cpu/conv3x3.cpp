@@ -75,16 +75,22 @@ template <class T, int M> struct Convolution {
   const Conv3x3Params& p;
   const float* terms;       // [B, 3, padded C]: center, slope, shift; NULL: no prologue
   const Grid<M> grid;
-  int64_t tiles, padded_C, padded_O, block, chunk;
+  const int64_t tiles;
+  const int threads;
+  int64_t padded_C, padded_O, block, chunk;
 
   Convolution(const Conv3x3Params& params, const float* prologue)
-      : p(params), terms(prologue), grid(p.H, p.W), tiles(p.B * grid.rows * grid.columns) {
+      : p(params), terms(prologue), grid(p.H, p.W), tiles(p.B * grid.rows * grid.columns),
+        threads(useful_threads(tiles * kPositions * p.O, p.num_threads)) {
     padded_C = rounded_up(p.C, kWidth), padded_O = rounded_up(p.O, kPanel);
     block = kInputs / (kPositions * padded_C) / kTileRows * kTileRows;
     block = block < kTileRows ? kTileRows : block > kMost ? kMost : block;
+    if (blocks() >= threads) block = even_block(tiles, block, threads);
     chunk = kProducts / (kPositions * (tiles < block ? tiles : block)) / kPanel * kPanel;
     chunk = chunk < kPanel ? kPanel : chunk > padded_O ? padded_O : chunk;
   }
+
+  int64_t blocks() const { return (tiles + block - 1) / block; }
 
   // Floats between two positions of V and of M; the vector more keeps them out of each other's cache sets.
   int64_t input_stride(int64_t n) const { return n * padded_C + kWidth; }
@@ -195,7 +201,7 @@ template <class T, int M> struct Convolution {
   }
 
   // Where there are fewer blocks than threads: all tiles in one, rows of tiles shared out first and then columns.
-  void together(int threads) {
+  void together() {
     chunk = rounded_up((padded_O + threads - 1) / threads, kPanel);
     chunk = chunk < padded_O ? chunk : padded_O;
     Scratch<float> v(kPositions * input_stride(tiles));
@@ -210,10 +216,8 @@ template <class T, int M> struct Convolution {
   }
 
   void run() {
-    const int threads = useful_threads(tiles * kPositions * p.O, p.num_threads);
-    const int64_t blocks = (tiles + block - 1) / block;
-    if (blocks < threads) return together(threads);
-    parallel_for(blocks, threads, [&](int64_t i) { block_of(i * block); });
+    if (blocks() < threads) return together();
+    parallel_for(blocks(), threads, [&](int64_t i) { block_of(i * block); });
   }
 };
 
@@ -239,25 +243,26 @@ void column_sums(const T* x, int64_t rows, int64_t pitch, int64_t C, const float
   }
 }
 
-// center, slope and shift of sample b, [padded C] each: GroupNorm, then * (1 + scale) + shift.
-template <class T> void prologue_terms(const Conv3x3Params& p, int64_t b, int64_t padded_C, float* terms) {
-  const int64_t S = p.H * p.W, D = p.C / p.groups;
-  const T* x = static_cast<const T*>(p.x) + b * S * p.C;
+// center, slope and shift of the channels [c0, c1) of sample b, whole groups: GroupNorm, then * (1 + scale) + shift.
+template <class T>
+void prologue_terms(const Conv3x3Params& p, int64_t b, int64_t c0, int64_t c1, int64_t padded_C, float* terms) {
+  const int64_t S = p.H * p.W, D = p.C / p.groups, C = c1 - c0;
+  const T* x = static_cast<const T*>(p.x) + b * S * p.C + c0;
   float *center = terms, *slope = terms + padded_C, *shift = terms + 2 * padded_C;
-  Scratch<float> sums(padded_C), squares(padded_C);
-  for (int64_t c = 0; c < padded_C; ++c) center[c] = slope[c] = shift[c] = 0;
+  Scratch<float> sums(rounded_up(C, kWidth)), squares(rounded_up(C, kWidth));
+  for (int64_t c = c0; c < (c1 < p.C ? c1 : padded_C); ++c) center[c] = slope[c] = shift[c] = 0;
   // The mean of some rows, a 16th of them at least, and so within 4 deviations of that of all; then the rest of it and
   // the variance about it.
   const int64_t step = S < 1024 ? (S + 63) / 64 : 16, some = (S + step - 1) / step;
-  column_sums(x, some, step * p.C, p.C, center, sums.data, squares.data);
-  for (int64_t c = 0; c < p.C; c += D) {
-    const float mean = float(double(sum_of(sums.data + c, D)) / double(some * D));
+  column_sums(x, some, step * p.C, C, center + c0, sums.data, squares.data);
+  for (int64_t c = c0; c < c1; c += D) {
+    const float mean = float(double(sum_of(sums.data + c - c0, D)) / double(some * D));
     for (int64_t i = c; i < c + D; ++i) center[i] = mean;
   }
-  column_sums(x, S, p.C, p.C, center, sums.data, squares.data);
-  for (int64_t c = 0; c < p.C; c += D) {
-    const double rest = double(sum_of(sums.data + c, D)) / double(S * D);
-    const double variance = double(sum_of(squares.data + c, D)) / double(S * D) - rest * rest;
+  column_sums(x, S, p.C, C, center + c0, sums.data, squares.data);
+  for (int64_t c = c0; c < c1; c += D) {
+    const double rest = double(sum_of(sums.data + c - c0, D)) / double(S * D);
+    const double variance = double(sum_of(squares.data + c - c0, D)) / double(S * D) - rest * rest;
     const double rstd = 1 / __builtin_sqrt((variance < 0 ? 0 : variance) + p.eps);  // NaN stays
     for (int64_t i = c; i < c + D; ++i) {
       const double film = p.scale ? 1 + double(p.scale[b * p.scale_stride + i]) : 1;
@@ -270,12 +275,23 @@ template <class T> void prologue_terms(const Conv3x3Params& p, int64_t b, int64_
   }
 }
 
+// The terms of every sample; the channels of few are shared out, in whole groups and vectors.
+template <class T> void prologue(const Conv3x3Params& p, int64_t padded_C, float* terms) {
+  const int threads = useful_threads(p.B * p.H * p.W * p.C, p.num_threads);
+  const int64_t D = p.C / p.groups, share = p.B < threads ? (p.C + threads - 1) / threads : p.C;
+  int64_t unit = D;
+  while (unit % kWidth) unit += D;
+  const int64_t width = rounded_up(share, unit), parts = (p.C + width - 1) / width;
+  parallel_for(p.B * parts, threads, [&](int64_t i) {
+    const int64_t b = i / parts, c0 = i % parts * width, c1 = c0 + width < p.C ? c0 + width : p.C;
+    prologue_terms<T>(p, b, c0, c1, padded_C, terms + b * 3 * padded_C);
+  });
+}
+
 template <class T, int M> Status convolve(const Conv3x3Params& p) {
   const int64_t padded_C = rounded_up(p.C, kWidth);
   Scratch<float> terms(p.groups ? p.B * 3 * padded_C : 0);
-  if (p.groups)
-    parallel_for(p.B, useful_threads(p.B * p.H * p.W * p.C, p.num_threads),
-                 [&](int64_t b) { prologue_terms<T>(p, b, padded_C, terms.data + b * 3 * padded_C); });
+  if (p.groups) prologue<T>(p, padded_C, terms.data);
   Convolution<T, M>(p, p.groups ? terms.data : nullptr).run();
   return {};
 }

@@ -28,9 +28,7 @@ template <class T, class E> struct Blocks {
         in_place(sizeof(T) == sizeof(E) && p.kernel == 1 && p.stride == 1 && p.padding == 0 && depth == terms) {
     threads = useful_threads(outputs * p.O * depth / 64, p.num_threads);
     const int64_t fits = kInputs / depth / kTileRows * kTileRows;
-    const int64_t share = rounded_up((outputs + threads - 1) / threads, kTileRows);
-    block = fits < kTileRows ? kTileRows : fits < kMost ? fits : kMost;
-    block = block < share ? block : share;
+    block = even_block(outputs, fits < kTileRows ? kTileRows : fits < kMost ? fits : kMost, threads);
   }
 
   // One pixel's channels.

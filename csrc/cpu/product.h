@@ -10,6 +10,12 @@ constexpr int kTileRows = kWidth == 16 ? 12 : 6;   // rows of a core
 
 FD_SIMD int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// Rows of a block, whole cores and at most `most`, so that n rows keep all threads as long.
+FD_SIMD int64_t even_block(int64_t n, int64_t most, int threads) {
+  const int64_t blocks = (n + threads * most - 1) / (threads * most) * threads;
+  return rounded_up((n + blocks - 1) / blocks, kTileRows);
+}
+
 // The first n elements, n <= kWidth, other lanes 0.
 template <class T> FD_SIMD vfloat load_some(const T* from, int n) {
   return n == kWidth ? load(from) : load_first(from, n);
