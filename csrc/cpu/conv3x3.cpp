@@ -275,13 +275,11 @@ void prologue_terms(const Conv3x3Params& p, int64_t b, int64_t c0, int64_t c1, i
   }
 }
 
-// The terms of every sample; the channels of few are shared out, in whole groups and vectors.
+// The terms of every sample; the channels of few samples are shared out, in whole groups.
 template <class T> void prologue(const Conv3x3Params& p, int64_t padded_C, float* terms) {
   const int threads = useful_threads(p.B * p.H * p.W * p.C, p.num_threads);
-  const int64_t D = p.C / p.groups, share = p.B < threads ? (p.C + threads - 1) / threads : p.C;
-  int64_t unit = D;
-  while (unit % kWidth) unit += D;
-  const int64_t width = rounded_up(share, unit), parts = (p.C + width - 1) / width;
+  const int64_t share = p.B < threads ? (p.C + threads - 1) / threads : p.C;
+  const int64_t width = rounded_up(share, p.C / p.groups), parts = (p.C + width - 1) / width;
   parallel_for(p.B * parts, threads, [&](int64_t i) {
     const int64_t b = i / parts, c0 = i % parts * width, c1 = c0 + width < p.C ? c0 + width : p.C;
     prologue_terms<T>(p, b, c0, c1, padded_C, terms + b * 3 * padded_C);

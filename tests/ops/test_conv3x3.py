@@ -114,10 +114,11 @@ def test_the_error_of_each_tile_size(monkeypatch, level, tile, bound):
         assert (ops.conv3x3(**arguments) - right).abs().max() < bound * right.abs().max()
 
 
-def test_a_large_mean_does_not_drown_a_small_deviation(backend):
+@pytest.mark.parametrize("size", [8, 32])
+def test_a_large_mean_does_not_drown_a_small_deviation(backend, size):
     """In float32: mean 1000, deviation 1e-2."""
     generator = torch.Generator().manual_seed(0)
-    x = 1000 + 0.01 * torch.randn(2, 32, 8, 8, generator=generator)
+    x = 1000 + 0.01 * torch.randn(2, 32, size, size, generator=generator)
     weight = torch.randn(16, 32, 3, 3, generator=generator) / 17
     right = exact(x, weight, groups=4)
     assert (ops.conv3x3(x, weight, groups=4) - right).abs().max() < 2e-3 * right.abs().max()
@@ -154,7 +155,7 @@ def test_nan_and_inf_stay_in_their_tiles(backend):
 # ---- Bits ----
 
 
-@pytest.mark.parametrize("shape, O", [((8, 32, 17, 13), 48), ((2, 64, 4, 4), 96)])
+@pytest.mark.parametrize("shape, O", [((8, 32, 17, 13), 48), ((2, 64, 4, 4), 96), ((2, 56, 40, 40), 32)])
 def test_bits_do_not_depend_on_threads_batch_or_position(shape, O):  # noqa: E741
     arguments = inputs(shape, O)
     arguments["x"] = arguments["x"].to(memory_format=torch.channels_last)
