@@ -2,9 +2,9 @@
 //
 // Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512bf16 | avx512 | avx2 | baseline and the level's -m
 // flags, and defines its functions in namespace fastdiff::FD_LEVEL. Where the wider level's code would make the same bits of
-// the same instructions it is not compiled: at avx512bf16 there is only what stores or multiplies pairs of bfloat16, and float64, of which a
-// vector here is one number, comes from avx2 above it (group_norm_silu.cpp). No standard-library template may be instantiated in
-// such a file: the linker would merge an AVX-512 copy into the baseline.
+// the same instructions it is not compiled: at avx512bf16 there is only what stores or multiplies pairs of bfloat16, and
+// float64, of which a vector here is one number, comes from avx2 above it (group_norm_silu.cpp). No standard-library template
+// may be instantiated in such a file: the linker would merge an AVX-512 copy into the baseline.
 #pragma once
 #include "../params.h"
 

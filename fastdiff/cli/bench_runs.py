@@ -47,6 +47,8 @@ def chart(cases, machine, path):
         if not provider.startswith("fastdiff"):  # itself, otherwise
             row = f"{case.split(' [')[0].rstrip(',')} / {provider}"
             means.setdefault(row, {}).setdefault(threads, []).append(ratio)
+    if not means:
+        return print("no chart: the run compares fastdiff with nothing", file=sys.stderr)
     labels, counts = sorted(means), sorted({threads for found in means.values() for threads in found})
     figure = Figure(figsize=(9, 1.5 + 0.25 * len(labels)), layout="constrained")
     axes = figure.subplots()

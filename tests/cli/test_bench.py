@@ -79,6 +79,13 @@ def timed(tmp_path, *options):
     return cli.main(["bench", "--output", str(tmp_path / "new.json"), *options])
 
 
+def test_a_run_without_peers_leaves_no_chart(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    cases = {("normal [4]", 1): {"fastdiff": 1.0}, ("normal [4]", 2): {"fastdiff": 1.0, "fastdiff, erf": 1.0}}
+    bench_runs.chart(cases, "machine", tmp_path / "chart.png")
+    assert "compares fastdiff with nothing" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_run_leaves_a_table_and_a_chart(report, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert timed(tmp_path) == 0
