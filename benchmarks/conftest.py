@@ -15,8 +15,15 @@ import pytest
 import torch
 
 from . import machine
+from .device_clock import DeviceClock
 
 LONG = 2  # seconds
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        for item in items:
+            item.add_marker(pytest.mark.benchmark(timer=DeviceClock()))
 
 
 @pytest.fixture(params=[1, None], ids=["one-thread", "all-threads"])
@@ -37,7 +44,7 @@ def device():
 
 @pytest.fixture
 def measure(benchmark, threads, device):
-    """measure(group, provider, function): times function() after a warm-up, on a GPU with its synchronisation.
+    """measure(group, provider, function): times function() after a warm-up, on a GPU by CUDA events.
 
     moved: bytes, of a case that is about memory; flops: of one that is about arithmetic.
     """
@@ -45,21 +52,17 @@ def measure(benchmark, threads, device):
     def run(group, provider, function, moved=None, flops=None):
         benchmark.group = f"{group}, {threads} thread{'s' if threads > 1 else ''}"
         benchmark.extra_info.update(provider=provider, case=group, threads=threads, moved=moved, flops=flops)
-
-        def synchronised():
-            function()
-            torch.cuda.synchronize()
-
-        timed = synchronised if device.type == "cuda" else function
         began = time.perf_counter()
-        timed()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         took = time.perf_counter() - began
         long = took > LONG and "heavy" in benchmark.name  # others may have been compiled just now
         with pinned(threads):
             if long:
-                benchmark.pedantic(timed, rounds=3)
+                benchmark.pedantic(function, rounds=3)
             else:
-                benchmark(timed)
+                benchmark(function)
 
     return run
 
