@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent
 CUDA_ARCHS = "80;90;100"
 # -O3 takes longer, for kernels that are no faster, but for OPTIMISED: what must be unrolled says so.
 CXX_FLAGS = "-std=c++17 -O2 -fPIC -ffp-contract=off -fno-math-errno -fvisibility=hidden -Wall -Wextra -Wno-psabi"
-NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+# -O is that of host code, which does no more than launch; that of kernels is 3.
+NVCC_FLAGS = "-O1 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 UNSAID = r"grep -v '^ptxas info\|^    [0-9]'"  # each kernel's resources stay in the log, for the static numbers
 LOWERED_ALIKE = 100  # what nvcc makes of a source for an architecture before this is the same PTX, and from this on
 # GCC 12 takes its own _mm512_undefined_ps for an uninitialized variable
