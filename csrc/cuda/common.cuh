@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "../dtype.h"
 #include "kernels.h"
@@ -29,7 +30,63 @@
 #endif
 
 namespace fastdiff {
+
+// Dtypes that a kernel is told when it runs, where none would gain by a kernel of its own: float, half_t or bfloat16_t,
+// whose elements are reached one by one, or either of the latter two.
+struct Any {};
+struct Narrow { uint16_t bits; };
+
 namespace cuda {
+
+template <class T>
+struct Type {
+  typedef T Is;
+};
+
+// What stands for T where its size alone matters to speed.
+template <class T>
+using Loose = std::conditional_t<sizeof(T) == 2, Narrow, T>;
+
+// use(Type<U>{}), U the type of the dtype, one of those that T stands for.
+template <class T, class Use>
+FD_DEVICE void with_dtype(int32_t dtype, const Use& use) {
+  if constexpr (std::is_same_v<T, Any>)
+    if (dtype == kF32) return use(Type<float>{});
+  if constexpr (std::is_same_v<T, Any> || std::is_same_v<T, Narrow>) {
+    if (dtype == kF16) use(Type<half_t>{});
+    else use(Type<bfloat16_t>{});
+  } else {
+    use(Type<T>{});
+  }
+}
+
+// The same with any type of the dtype's size.
+template <class T, class Use>
+FD_DEVICE void with_size(int32_t dtype, const Use& use) {
+  if constexpr (!std::is_same_v<T, Any>) use(Type<T>{});
+  else if (dtype == kF32) use(Type<float>{});
+  else use(Type<Narrow>{});
+}
+
+// U, constant where Void is.
+template <class Void, class U>
+using As = std::conditional_t<std::is_const_v<Void>, const U, U>;
+
+// Where a tensor's i-th element is: found once, not for each size, where registers are few; and as a number, for which
+// nvcc takes fewer of them.
+template <class T, class Void>
+FD_DEVICE Void* element(Void* data, int32_t dtype, int64_t i) {
+  if constexpr (!std::is_same_v<T, Any>) return static_cast<As<Void, T>*>(data) + i;
+  else return reinterpret_cast<Void*>(reinterpret_cast<uintptr_t>(data) + (i << (dtype == kF32 ? 2 : 1)));
+}
+
+template <class U, class T>
+FD_DEVICE U same_bits(T v) {
+  static_assert(sizeof(U) == sizeof(T));
+  U u;
+  memcpy(&u, &v, sizeof u);
+  return u;
+}
 
 // V consecutive elements as they lie in memory.
 template <class T, int V>
@@ -204,10 +261,37 @@ FD_DEVICE void widen(const Words<T, V>& words, float (&v)[V]) {
   }
 }
 
+template <class T, int V>
+FD_DEVICE void narrow(const float (&v)[V], Words<T, V>& words) {
+  if constexpr (kFillsWords<T, V>) {
+#pragma unroll
+    for (int i = 0; i < kWords<T, V>; ++i) narrow(T{}, &v[i * 4 / sizeof(T)], &words.at[i]);
+  } else {
+    T value;
+    narrow(v[0], value);
+    words.at[0] = value.bits;
+  }
+}
+
+template <class T, int V>
+FD_DEVICE void store_words(T* p, const Words<T, V>& words) {
+  if constexpr (kFillsWords<T, V>) store(reinterpret_cast<uint32_t*>(p), words);
+  else store(reinterpret_cast<uint16_t*>(p), uint16_t(words.at[0]));
+}
+
 // The j-th element of words that are 0 there.
 template <class T, int V>
 FD_DEVICE void put_element(Words<T, V>& words, int j, const T* p) {
   words.at[j * sizeof(T) / 4] |= load_words<T, 1>(p).at[0] << j * sizeof(T) % 4 * 8;
+}
+
+// What load_words gives where p is no multiple.
+template <class T, int V>
+FD_DEVICE Words<T, V> gather_words(const T* p) {
+  Words<T, V> words{};
+#pragma unroll
+  for (int j = 0; j < V; ++j) put_element<T, V>(words, j, p + j);
+  return words;
 }
 
 template <class T, int V>
@@ -215,6 +299,12 @@ FD_DEVICE void store_element(const Words<T, V>& words, int j, T* p) {
   const uint32_t word = words.at[j * sizeof(T) / 4] >> j * sizeof(T) % 4 * 8;
   if constexpr (sizeof(T) == 4) store(reinterpret_cast<uint32_t*>(p), word);
   else store(reinterpret_cast<uint16_t*>(p), uint16_t(word));
+}
+
+template <class T, int V>
+FD_DEVICE void scatter_words(T* p, const Words<T, V>& words) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) store_element<T, V>(words, j, p + j);
 }
 
 // The k-th byte of a word.
@@ -247,9 +337,8 @@ template <class T, int V>
 FD_DEVICE void store_floats(T* p, const float (&v)[V]) {
   if constexpr (kFillsWords<T, V>) {
     Words<T, V> raw;
-#pragma unroll
-    for (int i = 0; i < kWords<T, V>; ++i) narrow(T{}, &v[i * 4 / sizeof(T)], &raw.at[i]);
-    store(reinterpret_cast<uint32_t*>(p), raw);
+    narrow<T, V>(v, raw);
+    store_words<T, V>(p, raw);
   } else {
     Vec<T, V> raw;
 #pragma unroll
@@ -463,11 +552,6 @@ static inline Status to_status(cudaError_t error) {
   cudaGetLastError();                                 // the caller is told; no later call is
   return {kCudaError, 0, static_cast<int64_t>(error)};
 }
-
-template <class T>
-struct Type {
-  typedef T Is;
-};
 
 // kernel<<<grid, block, shared, stream>>>(args...) on place's device.
 template <class... Params>

@@ -19,7 +19,7 @@ FD_DEVICE void differences(const DiffusionLoss& a, const Quad& q, float (&d)[N])
   const float of_x0 = coefficient(a.p.target_x0, t, a.p.T), of_noise = coefficient(a.p.target_eps, t, a.p.T);
   float m[N], unread[N], x0[N] = {}, noise[N] = {};
   if (of_noise != 0) {                                // first, for drawing takes the most registers
-    if (a.p.noise) load_quad<kAccess>(a.p.noise_dtype, a.p.noise, a.other, q, noise);
+    if (a.p.noise) load_quad<kAccess>(reached<Other<N>>(a.p.noise, a.p.noise_dtype), a.other, q, noise);
     else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, a.p.stream, q, noise);
   }
   if (of_x0 != 0) load_start<kAccess>(a, q, x0);
@@ -65,8 +65,8 @@ Status diffusion_loss(const DiffusionLossParams& p, Place place) {
   DiffusionLoss a = make_loss(p, noise_of(p), 1.0);
   return launch_sums(a, access_of(a, noise_of(p), nullptr), p.loss, place, [](auto type, Access access) {
     typedef typename decltype(type)::Is T;
-    return kernel_of(access, diffusion_loss_kernel<T, kElements>, diffusion_loss_kernel<T, kVectors>,
-                     diffusion_loss_kernel<T, kTiles>);
+    return kernel_of(access, diffusion_loss_kernel<Any, kElements>, diffusion_loss_kernel<Loose<T>, kVectors>,
+                     diffusion_loss_kernel<Loose<T>, kTiles>);
   });
 }
 
@@ -78,8 +78,9 @@ Status diffusion_loss_backward(const DiffusionLossParams& p, Place place) {
     typedef typename decltype(type)::Is T;
     return kernel_of<T>(a.walk, [=](auto width) {
       constexpr int N = decltype(width)::value;
-      return kernel_of(access, diffusion_loss_backward_kernel<T, kElements, kQuad>,
-                       diffusion_loss_backward_kernel<T, kVectors, N>, diffusion_loss_backward_kernel<T, kTiles, N>);
+      typedef Loose<T> U;
+      return kernel_of(access, diffusion_loss_backward_kernel<Any, kElements, kQuad>,
+                       diffusion_loss_backward_kernel<U, kVectors, N>, diffusion_loss_backward_kernel<U, kTiles, N>);
     });
   });
 }

@@ -25,7 +25,8 @@ struct Corner {
   FD_MEMBER int64_t channel(const Tiling& t, int i) const { return int64_t(b) * t.C + c + i; }
 };
 
-// This block's tile. kFull: all tiles are full (is_full), and vectors may be read.
+// This block's tile. kFull: all tiles are full (is_full), and vectors may be read. T: of all tensors, perhaps Any or
+// Narrow.
 template <class T, int V, bool kLast, int kPerThread, bool kFull>
 struct Tile {
   static constexpr int kVectors = vectors_of(kPerThread, V);
@@ -38,8 +39,9 @@ struct Tile {
   int32_t place, move;               // row << 16 | column of the thread's first vector, and from one to its next
   int32_t step;                      // offset from one to the next
   int32_t turn;                      // kFull, channels first: a row is 2^turn of a thread's vectors
+  int32_t dtype;
 
-  FD_MEMBER explicit Tile(const Tiling& t) {
+  FD_MEMBER Tile(const Tiling& t, int32_t dtype) : dtype(dtype) {
     const Corner at(t);
     const int64_t s = int64_t(at.position_tile) * t.span;
     groups = kFull ? t.groups : least(t.G - at.g, t.groups);
@@ -96,41 +98,41 @@ struct Tile {
 
   // All vectors are on their way before one is used; 0 where the tile has none.
   FD_MEMBER void load(const void* data, bool aligned, Raw& raw) const {
-    const T* const p = static_cast<const T*>(data);
-    if (kFull || aligned) {
-      each([&](int i, int64_t offset) { raw[i] = load_words<T, V>(p + offset); });
-    } else {
-      each([&](int i, int64_t offset) {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) put_element<T, V>(raw[i], j, p + offset + j);
-      });
-    }
+    with_size<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      const U* const p = static_cast<const U*>(data);
+      if (kFull || V == 1 || aligned) each([&](int i, int64_t offset) { raw[i] = load_words<U, V>(p + offset); });
+      else each([&](int i, int64_t offset) { raw[i] = gather_words<U, V>(p + offset); });
+    });
   }
 
   // One vector.
   FD_MEMBER void get(const void* data, bool aligned, int64_t offset, float (&v)[V]) const {
-    const T* const p = static_cast<const T*>(data) + offset;
-    if (kFull || aligned) {
-      load_floats(p, v);
-    } else {
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) v[j] = cuda::widen(cuda::load(p + j));
-    }
+    Words<T, V> words;
+    with_size<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      const U* const p = static_cast<const U*>(data) + offset;
+      words = kFull || V == 1 || aligned ? load_words<U, V>(p) : gather_words<U, V>(p);
+    });
+    with_dtype<T>(dtype, [&](auto type) { cuda::widen<typename decltype(type)::Is, V>(words, v); });
   }
 
-  FD_MEMBER static void widen(const Raw& raw, Values& v) {
-    FD_UNROLL
-    for (int i = 0; i < kVectors; ++i) cuda::widen<T, V>(raw[i], v[i]);
+  FD_MEMBER void widen(const Raw& raw, Values& v) const {
+    with_dtype<T>(dtype, [&](auto type) {
+      FD_UNROLL
+      for (int i = 0; i < kVectors; ++i) cuda::widen<typename decltype(type)::Is, V>(raw[i], v[i]);
+    });
   }
 
   FD_MEMBER void store(void* data, bool aligned, int64_t offset, const float (&v)[V]) const {
-    T* const p = static_cast<T*>(data) + offset;
-    if (kFull || aligned) {
-      store_floats(p, v);
-    } else {
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) store_floats(p + j, {v[j]});
-    }
+    Words<T, V> words;
+    with_dtype<T>(dtype, [&](auto type) { narrow<typename decltype(type)::Is, V>(v, words); });
+    with_size<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      U* const p = static_cast<U*>(data) + offset;
+      if (kFull || V == 1 || aligned) store_words<U, V>(p, words);
+      else scatter_words<U, V>(p, words);
+    });
   }
 };
 

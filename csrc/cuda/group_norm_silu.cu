@@ -242,8 +242,10 @@ struct Block {
       FD_UNROLL
       for (int j = 0; j < V; ++j) y[j] = fmaf(v[i][j], map[0][j], map[1][j]);
       if (a.p.silu) {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) y[j] = silu<T>(y[j]);
+        with_size<T>(tile.dtype, [&](auto type) {
+          FD_UNROLL
+          for (int j = 0; j < V; ++j) y[j] = silu<typename decltype(type)::Is>(y[j]);
+        });
       }
       if (kEpilogue) finish(at, row, column, y);
       tile.store(a.p.y, a.aligned, at, y);
@@ -264,7 +266,7 @@ template <class T, int V, bool kLast, bool kFull, bool kEpilogue>
 FD_DEVICE void work(const Forward& a) {
   FD_DYNAMIC_SHARED(float, shared);
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
-  const Region tile(a.tiling);
+  const Region tile(a.tiling, a.p.dtype);
   const Block<T, V, kLast, kFull, kEpilogue> block(a, tile, shared);
   typename Region::Raw raw = {};
   typename Region::Values v;
@@ -318,10 +320,11 @@ size_t shared_bytes(const Forward& a) {
 template <class T, bool kLast>
 auto kernel_for(const Forward& a) {
   constexpr int V = 16 / sizeof(T);
-  if (has_epilogue(a.p)) return a.tiling.vector == 1 ? epilogue_kernel<T, 1, kLast> : epilogue_kernel<T, V, kLast>;
-  if (a.tiling.vector == 1) return group_norm_silu_kernel<T, 1, kLast, false>;
+  typedef Loose<T> U;
+  if (has_epilogue(a.p)) return a.tiling.vector == 1 ? epilogue_kernel<Any, 1, kLast> : epilogue_kernel<U, V, kLast>;
+  if (a.tiling.vector == 1) return group_norm_silu_kernel<Any, 1, kLast, false>;
   const bool full = a.aligned && is_full(a.tiling, kWish);
-  return full ? group_norm_silu_kernel<T, V, kLast, true> : group_norm_silu_kernel<T, V, kLast, false>;
+  return full ? group_norm_silu_kernel<T, V, kLast, true> : group_norm_silu_kernel<U, V, kLast, false>;
 }
 
 template <class T>

@@ -231,7 +231,7 @@ template <class T, int V, bool kLast, bool kFull, bool kDrop>
 FD_DEVICE void work(const Backward& a) {
   FD_DYNAMIC_SHARED(float, shared);
   typedef Tile<T, V, kLast, kPerThread, kFull> Region;
-  const Region tile(a.tiling);
+  const Region tile(a.tiling, a.p.dtype);
   const Block<T, V, kLast, kFull, kDrop> block(a, tile, shared);
   typename Region::Raw x = {}, grad_y = {};
   typename Region::Values n, dh;
@@ -357,11 +357,12 @@ size_t shared_bytes(const Backward& a) {
 template <class T, bool kLast>
 auto kernel_for(const Backward& a) {
   constexpr int V = 16 / sizeof(T);
-  if (a.p.drop.rng) return a.tiling.vector == 1 ? dropout_kernel<T, 1, kLast> : dropout_kernel<T, V, kLast>;
-  if (a.tiling.vector == 1) return group_norm_silu_backward_kernel<T, 1, kLast, false>;
+  typedef Loose<T> U;
+  if (a.p.drop.rng) return a.tiling.vector == 1 ? dropout_kernel<Any, 1, kLast> : dropout_kernel<U, V, kLast>;
+  if (a.tiling.vector == 1) return group_norm_silu_backward_kernel<Any, 1, kLast, false>;
   const bool full = a.aligned && is_full(a.tiling, kWish);
   return full ? group_norm_silu_backward_kernel<T, V, kLast, true>
-              : group_norm_silu_backward_kernel<T, V, kLast, false>;
+              : group_norm_silu_backward_kernel<U, V, kLast, false>;
 }
 
 template <class T>

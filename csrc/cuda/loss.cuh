@@ -95,28 +95,32 @@ sum_kernel(const float* workspace, uint32_t chunks, Mean mean, float* out) {
   if (threadIdx.x == 0) put_mean(mean, blockIdx.x, sum, out);
 }
 
-// Whether the output's two halves lie side by side, and are reached as a pair; then tiles have runs.
-template <int kAccess, class Params>
+// Whether the output's two halves lie side by side, and tiles reach them as a pair; then these have runs.
+template <class Params>
 FD_DEVICE bool has_pairs(const Loss<Params>& a) {
-  return kAccess == kTiles && a.p.learned && has_runs(a.model);
+  return a.p.learned && has_runs(a.model);
 }
 
 // The network's output, and its variance where it is `asked` for and there is one.
 template <int kAccess, class T, class Params, int N>
 FD_DEVICE void load_outputs(const Loss<Params>& a, const Quad& q, bool asked, float (&m)[N], float (&v)[N]) {
-  const T* const p = static_cast<const T*>(a.p.model_output);
-  if (has_pairs<kAccess>(a)) return load_pair(q.tile.in_runs(), p + q.b * a.model.sample, m, v);
-  load_quad<kAccess, T>(p, a.model, q, m);
-  if (asked && a.p.learned) load_quad<kAccess, T>(p + a.walk.C * a.model.channel, a.model, q, v);
+  const int32_t dtype = a.p.model_dtype;
+  if constexpr (kAccess == kTiles)
+    if (has_pairs(a)) return load_pair<T>(q.tile.in_runs(), a.p.model_output, dtype, q.b * a.model.sample, m, v);
+  load_quad<kAccess>(reached<T>(a.p.model_output, dtype), a.model, q, m);
+  if (!asked || !a.p.learned) return;
+  load_quad<kAccess>(reached<T>(a.p.model_output, dtype, a.walk.C * a.model.channel), a.model, q, v);
 }
 
 // The gradient of both halves, of the first alone where there is no other.
 template <int kAccess, class T, class Params, int N>
 FD_DEVICE void store_gradient(const Loss<Params>& a, const Quad& q, const float (&by_m)[N], const float (&by_v)[N]) {
-  T* const p = static_cast<T*>(a.p.grad);
-  if (has_pairs<kAccess>(a)) return store_pair(q.tile.in_runs(), p + q.b * a.model.sample, by_m, by_v);
-  store_quad<kAccess, T>(p, a.model, q, by_m);
-  if (a.p.learned) store_quad<kAccess, T>(p + a.walk.C * a.model.channel, a.model, q, by_v);
+  const int32_t dtype = a.p.model_dtype;
+  if constexpr (kAccess == kTiles)
+    if (has_pairs(a)) return store_pair<T>(q.tile.in_runs(), a.p.grad, dtype, q.b * a.model.sample, by_m, by_v);
+  store_quad<kAccess>(reached<T>(a.p.grad, dtype), a.model, q, by_m);
+  if (!a.p.learned) return;
+  store_quad<kAccess>(reached<T>(a.p.grad, dtype, a.walk.C * a.model.channel), a.model, q, by_v);
 }
 
 // The gradient's kernels have a thread for each quad.

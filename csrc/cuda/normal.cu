@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kBlock) normal_kernel(const NormalParams p, co
   if (q.b >= walk.B || q.count == 0) return;
   float noise[N];
   draw_quad<kAccess>(p.rng, p.sample_ids, p.stream, q, noise);
-  store_quad<kAccess, T>(p.out, strides, q, noise);
+  store_quad<kAccess>(reached<T>(p.out, p.dtype), strides, q, noise);
 }
 
 }  // namespace
@@ -24,8 +24,8 @@ Status normal(const NormalParams& p, Place place) {
     if (p.B * walk.quads == 0) return Status{};
     const auto kernel = kernel_of<T>(walk, [=](auto width) {
       constexpr int N = decltype(width)::value;
-      return kernel_of(access, normal_kernel<T, kElements, kQuad>, normal_kernel<T, kVectors, N>,
-                       normal_kernel<T, kTiles, N>);
+      return kernel_of(access, normal_kernel<Any, kElements, kQuad>, normal_kernel<Loose<T>, kVectors, N>,
+                       normal_kernel<Loose<T>, kTiles, N>);
     });
     const Strides strides = make_strides(p.layout, p.C, p.S);
     return launch(kernel, grid_of(walk, access), block_of(walk, access), 0, place, p, walk, strides);

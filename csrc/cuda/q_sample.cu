@@ -32,14 +32,14 @@ FD_DEVICE void noise_quad(const QSample& a, const Quad& q, const Scales& scales)
   float x0[N], noise[N], x_t[N];
   // In the order that takes the fewest registers.
   if (kAccess == kTiles) load_start<kAccess>(a, q, x0);
-  if (a.p.noise) load_quad<kAccess>(a.p.noise_dtype, a.p.noise, in, q, noise);
+  if (a.p.noise) load_quad<kAccess>(reached<Other<N>>(a.p.noise, a.p.noise_dtype), in, q, noise);
   else draw_quad<kAccess>(a.p.rng, a.p.sample_ids, a.p.stream, q, noise);
   if (kAccess != kTiles) load_start<kAccess>(a, q, x0);
   FD_UNROLL
   for (int j = 0; j < N; ++j) x_t[j] = noised(x0[j], noise[j], scales.alpha, scales.sigma);
-  store_quad<kAccess, T>(a.p.x_t, out, q, x_t);
+  store_quad<kAccess>(reached<T>(a.p.x_t, a.p.x_t_dtype), out, q, x_t);
   if constexpr (N == kQuad)
-    if (a.p.noise_out) store_quad<kAccess, float>(a.p.noise_out, out, q, noise);
+    if (a.p.noise_out) store_quad<kAccess>(reached<float>(a.p.noise_out, kF32), out, q, noise);
 }
 
 template <class T, int kAccess, int N>
@@ -86,8 +86,8 @@ Status q_sample(const QSampleParams& params, Place place) {
     if (p.B * arguments.walk.quads == 0) return Status{};
     const auto kernel = kernel_of<T>(arguments.walk, [=](auto width) {
       constexpr int N = decltype(width)::value;
-      return kernel_of(access, q_sample_kernel<T, kElements, kQuad>, q_sample_kernel<T, kVectors, N>,
-                       q_sample_kernel<T, kTiles, N>);
+      return kernel_of(access, q_sample_kernel<Any, kElements, kQuad>, q_sample_kernel<T, kVectors, N>,
+                       q_sample_kernel<Loose<T>, kTiles, N>);
     });
     const Walk& walk = arguments.walk;
     const Share share = arguments.share = make_share(walk, access, p.noise ? kGiven : kDrawn);

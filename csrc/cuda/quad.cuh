@@ -196,37 +196,50 @@ FD_DEVICE int64_t vector_offset(const Strides& strides, const Quad& q) {
   return q.b * strides.sample + q.first;
 }
 
-// A tensor as a kernel reaches it: with(use) is use(p), p a pointer to its dtype.
+// A tensor as a kernel reaches it, from an element on: with(use) is use(p), p a pointer to its dtype's type, one that T
+// stands for. Only accesses differ by dtype: what is around them, exchanges above all, is compiled once.
+template <class T, class Void>
+struct Reached {
+  Void* data;
+  int32_t dtype;
+  int64_t first;
+
+  template <class Use>
+  FD_MEMBER void with(const Use& use) const {
+    with_dtype<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      use(static_cast<As<Void, U>*>(data) + first);
+    });
+  }
+};
+
+template <class T>
+FD_DEVICE Reached<T, const void> reached(const void* data, int32_t dtype, int64_t first = 0) {
+  return {data, dtype, first};
+}
+
+template <class T>
+FD_DEVICE Reached<T, void> reached(void* data, int32_t dtype, int64_t first = 0) {
+  return {data, dtype, first};
+}
+
+// The same where the type is known.
 template <class T>
 struct Typed {
-  T* data;
+  const T* data;
 
   template <class Use>
   FD_MEMBER void with(const Use& use) const { use(data); }
 };
 
 template <class T>
-FD_DEVICE Typed<T> typed(T* data) {
+FD_DEVICE Typed<T> typed(const T* data) {
   return {data};
 }
 
-// Of a dtype that the kernel was not compiled for: f32, f16 or bf16, or kBytes u8. Wide quads are never of f32. Only
-// accesses differ by dtype: what is around them, exchanges above all, is compiled once.
-template <int N, bool kBytes = false>
-struct Untyped {
-  const void* data;
-  int32_t dtype;
-
-  template <class Use>
-  FD_MEMBER void with(const Use& use) const {
-    if constexpr (kBytes)
-      if (dtype == kU8) return use(static_cast<const uint8_t*>(data));
-    if constexpr (N == kQuad)
-      if (dtype == kF32) return use(static_cast<const float*>(data));
-    if (dtype == kF16) use(static_cast<const half_t*>(data));
-    else use(static_cast<const bfloat16_t*>(data));
-  }
-};
+// Of a dtype that the kernel was not compiled for: wide quads are never of f32.
+template <int N>
+using Other = std::conditional_t<N == kQuad, Any, Narrow>;
 
 template <class T, int N>
 FD_DEVICE void load_elements(const T* p, const Offsets& offsets, int count, float (&v)[N]) {
@@ -261,33 +274,23 @@ FD_DEVICE void load_quad(const Source& source, const Strides& strides, const Qua
   }
 }
 
-template <int kAccess, class T, int N>
-FD_DEVICE void load_quad(const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
-  load_quad<kAccess>(typed(static_cast<const T*>(data)), strides, q, v);
-}
-
-template <int kAccess, class T, int N>
-FD_DEVICE void store_quad(void* data, const Strides& strides, const Quad& q, const float (&v)[N]) {
-  T* const p = static_cast<T*>(data);
+template <int kAccess, class Target, int N>
+FD_DEVICE void store_quad(const Target& target, const Strides& strides, const Quad& q, const float (&v)[N]) {
   if constexpr (kAccess == kTiles) {
     const bool runs = has_runs(strides);
-    T* const to = p + q.b * strides.sample + tile_offset<N>(q.tile, strides);
+    const int64_t at = q.b * strides.sample + tile_offset<N>(q.tile, strides);
     float mine[N];
     FD_UNROLL
     for (int j = 0; j < N; ++j) mine[j] = v[j];
     if (runs != q.tile.runs) exchange(q.tile, q.tile.runs, mine);
-    if (q.tile.has<N>(runs)) store_vector(q.tile, to, mine);
+    if (q.tile.has<N>(runs)) target.with([&](auto* p) { store_vector(q.tile, p + at, mine); });
   } else if constexpr (kAccess == kVectors) {
-    store_floats(p + vector_offset(strides, q), v);
+    const int64_t at = vector_offset(strides, q);
+    target.with([&](auto* p) { store_floats(p + at, v); });
   } else {
-    store_elements(p, offsets_of(strides, q), q.count, v);
+    const Offsets offsets = offsets_of(strides, q);
+    target.with([&](auto* p) { store_elements(p, offsets, q.count, v); });
   }
-}
-
-// The same with a dtype that the kernel was not compiled for.
-template <int kAccess, int N>
-FD_DEVICE void load_quad(int32_t dtype, const void* data, const Strides& strides, const Quad& q, float (&v)[N]) {
-  load_quad<kAccess>(Untyped<N>{data, dtype}, strides, q, v);
 }
 
 // The quad's normals.

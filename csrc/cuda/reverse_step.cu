@@ -36,7 +36,7 @@ struct ReverseStep {
   uint32_t scattered;     // kVectors: kDraws where the memory's order is not that of drawing, else 0
   Strides state, model, input, mask;
   Strides order;          // of drawing's exchange
-  int64_t slot;           // elements of one, in the history
+  int64_t slot;           // bytes of one, in the history
 };
 
 struct Current {
@@ -133,35 +133,36 @@ struct Step {
     }
   }
 
+  // A state tensor, as the kernel reaches it.
+  template <class Void>
+  FD_MEMBER auto in_state(Void* data) const { return reached<T>(data, a.p.state_dtype); }
+
   FD_MEMBER Values load_state(const void* data) const {
-    const char* const p = static_cast<const char*>(data);
+    const char* const bytes = static_cast<const char*>(data);
     return each([&](int k, float (&v)[N]) {
-      if (kAccess == kElements) load_quad<kAccess, T>(data, a.state, quads[k], v);
-      else if (kAccess == kVectors || here[k]) load_floats(reinterpret_cast<const T*>(p + at[k]), v);
+      if (kAccess == kElements) load_quad<kAccess>(in_state(data), a.state, quads[k], v);
+      else if (kAccess == kVectors || here[k]) in_state(bytes + at[k]).with([&](auto* p) { load_floats(p, v); });
       else fill_zeros(v);
     });
   }
 
   FD_MEMBER void store_state(void* data, const Values& values) const {
-    char* const p = static_cast<char*>(data);
+    char* const bytes = static_cast<char*>(data);
     put(values, [&](int k, const float (&v)[N]) {
-      if (kAccess == kElements) store_quad<kAccess, T>(data, a.state, quads[k], v);
-      else if (stores(k)) store_floats(reinterpret_cast<T*>(p + at[k]), v);
+      if (kAccess == kElements) store_quad<kAccess>(in_state(data), a.state, quads[k], v);
+      else if (stores(k)) in_state(bytes + at[k]).with([&](auto* p) { store_floats(p, v); });
     });
   }
 
-  FD_MEMBER T* history(int slot) const { return static_cast<T*>(a.p.history) + slot * a.slot; }
+  FD_MEMBER void* history(int slot) const { return static_cast<char*>(a.p.history) + slot * a.slot; }
 
   // Whether the output's two halves lie side by side, and are loaded as a pair.
   FD_MEMBER bool has_pairs() const { return kAccess == kTiles && a.p.learned && has_runs(a.model); }
 
   FD_MEMBER void load_both(const Tile& tile, int64_t b, float (&m)[N], float (&v)[N]) const {
-    const int64_t sample = b * a.model.sample;
-    const void* const data = a.p.model_output;
-    if constexpr (N == kQuad)
-      if (a.p.model_dtype == kF32) return load_pair(tile, static_cast<const float*>(data) + sample, m, v);
-    if (a.p.model_dtype == kF16) load_pair(tile, static_cast<const half_t*>(data) + sample, m, v);
-    else load_pair(tile, static_cast<const bfloat16_t*>(data) + sample, m, v);
+    with_size<Other<N>>(a.p.model_dtype, [&](auto type) {
+      load_pair<typename decltype(type)::Is>(tile, a.p.model_output, a.p.model_dtype, b * a.model.sample, m, v);
+    });
   }
 
   // A thread's values that there are no registers for until they are used again.
@@ -181,25 +182,28 @@ struct Step {
     return packed<N * M>([&](int j) { return float(from[j * kBlock]); });
   }
 
-  // The network's output, from first_channel on, of the sample or of its conditional half.
-  template <class Model>
+  // The network's output, from first_channel on, of the sample or of its conditional half. Its dtype is asked for once
+  // but by elements, which are found in many instructions.
   FD_MEMBER Values load_model(bool conditional, int64_t first_channel) const {
-    const Model* const p = static_cast<const Model*>(a.p.model_output) + first_channel * a.model.channel;
+    const auto model = reached<Other<N>>(a.p.model_output, a.p.model_dtype, first_channel * a.model.channel);
     const int64_t b = quads[0].b + (conditional ? a.walk.B : 0);
-    const Model* const first = p + b * a.model.sample + quads[0].first;
-    return each([&](int k, float (&v)[N]) {
-      if (kAccess == kVectors) return load_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
-      Quad q = quads[k];
-      q.b = b;
-      load_quad<kAccess, Model>(p, a.model, q, v);
+    if constexpr (kAccess == kElements) return each([&](int k, float (&v)[N]) { load_quad_of(b, model, k, v); });
+    Values values;
+    model.with([&](auto* p) {
+      const auto* const first = p + b * a.model.sample + quads[0].first;
+      values = each([&](int k, float (&v)[N]) {
+        if (kAccess == kVectors) load_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
+        else load_quad_of(b, typed(p), k, v);
+      });
     });
+    return values;
   }
 
-  FD_MEMBER Values load_model(bool conditional, int64_t first_channel) const {
-    if constexpr (N == kQuad)
-      if (a.p.model_dtype == kF32) return load_model<float>(conditional, first_channel);
-    if (a.p.model_dtype == kF16) return load_model<half_t>(conditional, first_channel);
-    return load_model<bfloat16_t>(conditional, first_channel);
+  template <class Source>
+  FD_MEMBER void load_quad_of(int64_t b, const Source& source, int k, float (&v)[N]) const {
+    Quad q = quads[k];
+    q.b = b;
+    load_quad<kAccess>(source, a.model, q, v);
   }
 
   // The network's output, guided and scaled; of pairs the raw variance as well.
@@ -266,7 +270,7 @@ struct Step {
     const Values mask = each([&](int k, float (&v)[N]) {
       Quad q = quads[k];
       if (kAccess == kVectors && !a.mask.channel) q.first -= divide(q.first, q.S) * q.S;
-      load_quad<kAccess, T>(a.p.mask, a.mask, q, v);
+      load_quad<kAccess>(in_state(a.p.mask), a.mask, q, v);
     });
     Values known{};
     if (has(terms_of(kK0))) known = load_state(a.p.known);
@@ -333,16 +337,22 @@ struct Step {
     return y;
   }
 
-  template <class Input>
   FD_MEMBER void store_input(int64_t b, const Values& values) const {
-    Input* const p = static_cast<Input*>(a.p.model_input);
-    Input* const first = p + b * a.input.sample + quads[0].first;
-    put(values, [&](int k, const float (&v)[N]) {
-      Quad q = quads[k];
-      q.b = b;
-      if (kAccess != kVectors) store_quad<kAccess, Input>(p, a.input, q, v);
-      else if (stores(k)) store_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
-    });
+    const auto input = reached<Other<N>>(a.p.model_input, a.p.input_dtype);
+    if constexpr (kAccess == kVectors) {
+      input.with([&](auto* p) {
+        auto* const first = p + b * a.input.sample + quads[0].first;
+        put(values, [&](int k, const float (&v)[N]) {
+          if (stores(k)) store_floats(first + (k ? quads[k].first - quads[0].first : 0), v);
+        });
+      });
+    } else {
+      put(values, [&](int k, const float (&v)[N]) {
+        Quad q = quads[k];
+        q.b = b;
+        store_quad<kAccess>(input, a.input, q, v);
+      });
+    }
   }
 
   // c_in of the next row times y, to every batch part.
@@ -352,9 +362,7 @@ struct Step {
     int left = a.p.input_copies;
     FD_ROLLED
     do {
-      if (a.p.input_dtype == kF16) store_input<half_t>(b, scaled);
-      else if (a.p.input_dtype == kBF16) store_input<bfloat16_t>(b, scaled);
-      else if constexpr (N == kQuad) store_input<float>(b, scaled);
+      store_input(b, scaled);
       b += a.walk.B;
     } while (--left > 0);
   }
@@ -424,7 +432,7 @@ bool is_uniform(const ReverseStepParams& p) {
 ReverseStep arguments_of(const ReverseStepParams& p) {
   return {p, make_walk(p.B, p.C, p.S, p.state_layout), {}, make_call(p), 0, make_strides(p.state_layout, p.C, p.S),
           make_strides(p.model_layout, p.learned ? 2 * p.C : p.C, p.S), make_strides(p.input_layout, p.C, p.S),
-          mask_strides(p), make_strides(kChannelsLast, p.C, p.S), p.B * p.C * p.S};
+          mask_strides(p), make_strides(kChannelsLast, p.C, p.S), p.B * p.C * p.S * dtype_size(p.state_dtype)};
 }
 
 // Channels last taken as contiguous, where that can be; false else.
@@ -453,8 +461,8 @@ Status reverse_step(const ReverseStepParams& p, Place place) {
     if (arguments.scattered) arguments.share.length *= arguments.share.threads;
     const auto kernel = kernel_of<T>(arguments.walk, [=](auto width) {
       constexpr int N = decltype(width)::value;
-      return kernel_of(access, reverse_step_kernel<T, kElements, kQuad>, reverse_step_kernel<T, kVectors, N>,
-                       reverse_step_kernel<T, kTiles, N>);
+      return kernel_of(access, reverse_step_kernel<Any, kElements, kQuad>, reverse_step_kernel<Loose<T>, kVectors, N>,
+                       reverse_step_kernel<Loose<T>, kTiles, N>);
     });
     return launch(kernel, grid_of(arguments.walk, arguments.share), arguments.share.threads, 0, place, arguments);
   });

@@ -86,7 +86,7 @@ static inline int64_t pixel_entries_of(const Paging& p) {
   return p.last ? int64_t(p.lines) * (p.columns | 1) : int64_t(p.width) * (p.rows | 1);
 }
 
-// This block's tile. kWhole: is_whole(p), and all tensors aligned to vectors.
+// This block's tile. kWhole: is_whole(p), and all tensors aligned to vectors. T: of all tensors, perhaps Any or Narrow.
 template <class T, int V, bool kLast, int kPerThread, bool kWhole = false>
 struct Page {
   static constexpr int kHeld = held_of(kPerThread, V), kPixels = kLast ? kHeld : V, kOwn = kLast ? V : kHeld,
@@ -100,8 +100,9 @@ struct Page {
   int64_t b, first;                       // sample, position
   int32_t tile, row, column;
   bool exists;
+  int32_t dtype;
 
-  FD_MEMBER explicit Page(const Paging& p) : p(p) {
+  FD_MEMBER Page(const Paging& p, int32_t dtype) : p(p), dtype(dtype) {
     b = blockIdx.x / uint32_t(p.tiles), tile = blockIdx.x % uint32_t(p.tiles), first = int64_t(tile) * p.span;
     row = int32_t(threadIdx.x) / p.columns, column = int32_t(threadIdx.x) - row * p.columns;
     exists = kWhole || row < p.rows;
@@ -154,26 +155,31 @@ struct Page {
 
   // 0 where there is nothing.
   FD_MEMBER void load(const Part& part, const void* data, bool aligned, Raw& raw) const {
-    const T* const from = static_cast<const T*>(data);
-    if (is_plain(part, aligned)) {
-      each<true>(part, [&](int i, int64_t offset) { raw[i] = load_words<T, V>(from + offset); });
-      return;
-    }
-    FD_UNROLL
-    for (int i = 0; i < kHeld; ++i) raw[i] = {};
-    each<false>(part, [&](int i, int64_t offset) {
-      if (V == 1 || aligned) {
-        raw[i] = load_words<T, V>(from + offset);
-      } else {
-        FD_UNROLL
-        for (int j = 0; j < V; ++j) put_element<T, V>(raw[i], j, from + offset + j);
+    with_size<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      const auto at = [&](int64_t offset) { return static_cast<const U*>(element<T>(data, dtype, offset)); };
+      if (is_plain(part, aligned)) {
+        each<true>(part, [&](int i, int64_t offset) { raw[i] = load_words<U, V>(at(offset)); });
+        return;
       }
+      FD_UNROLL
+      for (int i = 0; i < kHeld; ++i) raw[i] = {};
+      each<false>(part, [&](int i, int64_t offset) {
+        raw[i] = V == 1 || aligned ? load_words<U, V>(at(offset)) : gather_words<U, V>(at(offset));
+      });
     });
   }
 
-  FD_MEMBER static void widen(const Raw& raw, Values& v) {
-    FD_UNROLL
-    for (int i = 0; i < kHeld; ++i) cuda::widen<T, V>(raw[i], v[i]);
+  // One vector.
+  FD_MEMBER void widen(const Words<T, V>& words, float (&v)[V]) const {
+    with_dtype<T>(dtype, [&](auto type) { cuda::widen<typename decltype(type)::Is, V>(words, v); });
+  }
+
+  FD_MEMBER void widen(const Raw& raw, Values& v) const {
+    with_dtype<T>(dtype, [&](auto type) {
+      FD_UNROLL
+      for (int i = 0; i < kHeld; ++i) cuda::widen<typename decltype(type)::Is, V>(raw[i], v[i]);
+    });
   }
 
   FD_MEMBER static void add_squares(const Values& v, Pixels& sums) {
@@ -184,7 +190,7 @@ struct Page {
     }
   }
 
-  FD_MEMBER static void add_squares(const Raw& raw, Pixels& sums) {
+  FD_MEMBER void add_squares(const Raw& raw, Pixels& sums) const {
     Values v;
     widen(raw, v);
     add_squares(v, sums);
@@ -215,15 +221,17 @@ struct Page {
 
   // The thread's i-th vector, where it exists. plain: is_plain(part, aligned).
   FD_MEMBER void store(const Part& part, void* data, bool plain, bool aligned, int i, const float (&v)[V]) const {
-    T* const to = static_cast<T*>(data) + part.first + i * part.apart;
-    if (plain) return store_floats(to, v);
-    if (i * p.rows >= part.lines) return;
-    if (V == 1 || aligned) {
-      store_floats(to, v);
-    } else {
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) store_floats(to + j, {v[j]});
-    }
+    Words<T, V> words;
+    void* const at = element<T>(data, dtype, part.first + i * part.apart);
+    with_dtype<T>(dtype, [&](auto type) { narrow<typename decltype(type)::Is, V>(v, words); });
+    with_size<T>(dtype, [&](auto type) {
+      typedef typename decltype(type)::Is U;
+      U* const to = static_cast<U*>(at);
+      if (plain) return store_words<U, V>(to, words);
+      if (i * p.rows >= part.lines) return;
+      if (V == 1 || aligned) store_words<U, V>(to, words);
+      else scatter_words<U, V>(to, words);
+    });
   }
 
   // Of a tile that is in_warps: the sum of the thread's lane % kPixels-th position. The whole block calls this.

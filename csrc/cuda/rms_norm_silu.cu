@@ -29,7 +29,7 @@ struct Block {
   const Shared<float> terms, deviation, entries;   // terms: of the exponent where there is an activation
 
   FD_MEMBER Block(const Forward& a, Shared<float> shared)
-      : a(a), page(a.paging), terms(shared), deviation(terms + 2 * a.paging.channels),
+      : a(a), page(a.paging, a.p.dtype), terms(shared), deviation(terms + 2 * a.paging.channels),
         entries(deviation + a.paging.span) {}
 
   FD_MEMBER void take_terms(int chunk) const {
@@ -54,7 +54,7 @@ struct Block {
     for (int i = 0; i < Page::kHeld; ++i) {
       if (!kLast) page.take_terms(terms, i, gain, shift);
       float y[V];
-      widen<T, V>(raw[i], y);
+      page.widen(raw[i], y);
       FD_UNROLL
       for (int j = 0; j < V; ++j) y[j] = fmaf(y[j] * r[Page::pixel(i, j)], gain[kLast ? j : 0], shift[kLast ? j : 0]);
       if (silu) {
@@ -104,8 +104,8 @@ template <class T>
 auto kernel_for(const Paging& t, bool whole) {
   constexpr int V = 16 / sizeof(T);
   if (whole) return rms_norm_silu_kernel<T, V, true, true>;
-  if (t.vector == 1) return t.last ? rms_norm_silu_kernel<T, 1, true> : rms_norm_silu_kernel<T, 1, false>;
-  return t.last ? rms_norm_silu_kernel<T, V, true> : rms_norm_silu_kernel<T, V, false>;
+  if (t.vector == 1) return t.last ? rms_norm_silu_kernel<Any, 1, true> : rms_norm_silu_kernel<Any, 1, false>;
+  return t.last ? rms_norm_silu_kernel<Loose<T>, V, true> : rms_norm_silu_kernel<T, V, false>;
 }
 
 }  // namespace

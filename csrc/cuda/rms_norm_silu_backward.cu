@@ -43,7 +43,7 @@ struct Block {
   const Shared<float> terms, deviation, share, entries;
 
   FD_MEMBER Block(const Backward& a, Shared<float> shared)
-      : a(a), page(a.paging), factor(kWhole || a.p.silu ? kMinusLog2E : 1.0f), terms(shared),
+      : a(a), page(a.paging, a.p.dtype), factor(kWhole || a.p.silu ? kMinusLog2E : 1.0f), terms(shared),
         deviation(terms + 2 * a.paging.channels), share(deviation + a.paging.span), entries(share + a.paging.span) {}
 
   FD_MEMBER void load(const Part& part, const void* data, Values& v) const {
@@ -265,8 +265,8 @@ auto kernel_for(const Paging& t, bool whole) {
   constexpr int V = 16 / sizeof(T);
   if (whole) return rms_norm_silu_backward_kernel<T, V, true, true>;
   if (t.vector == 1)
-    return t.last ? rms_norm_silu_backward_kernel<T, 1, true> : rms_norm_silu_backward_kernel<T, 1, false>;
-  return t.last ? rms_norm_silu_backward_kernel<T, V, true> : rms_norm_silu_backward_kernel<T, V, false>;
+    return t.last ? rms_norm_silu_backward_kernel<Any, 1, true> : rms_norm_silu_backward_kernel<Any, 1, false>;
+  return t.last ? rms_norm_silu_backward_kernel<Loose<T>, V, true> : rms_norm_silu_backward_kernel<Loose<T>, V, false>;
 }
 
 template <class T>

@@ -8,6 +8,19 @@
 namespace fastdiff {
 namespace cuda {
 
+// As Reached of Other<N>, or of bytes.
+template <int N>
+struct Images {
+  const void* data;
+  int32_t dtype;
+
+  template <class Use>
+  FD_MEMBER void with(const Use& use) const {
+    if (dtype == kU8) use(static_cast<const uint8_t*>(data));
+    else reached<Other<N>>(data, dtype).with(use);
+  }
+};
+
 // Element i of a sample, or pixel i of a channel, mirrored within its line.
 FD_DEVICE int64_t mirror(int64_t i, int64_t W) {
   const int64_t line = divide(i, W);
@@ -108,7 +121,7 @@ FD_DEVICE void load_start(const Source& source, const Arguments& a, const Quad& 
 // x_start as x0, read from the mirrored column where the sample is flipped.
 template <int kAccess, class Arguments, int N>
 FD_DEVICE void load_start(const Arguments& a, const Quad& q, float (&x0)[N]) {
-  const Untyped<N, true> source = {a.p.x_start, a.p.x_start_dtype};
+  const Images<N> source = {a.p.x_start, a.p.x_start_dtype};
   // Vectors are found and read in few instructions, which ask for the dtype once.
   if (kAccess == kVectors) source.with([&](auto* p) { load_start<kAccess>(typed(p), a, q, x0); });
   else load_start<kAccess>(source, a, q, x0);

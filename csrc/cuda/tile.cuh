@@ -166,51 +166,49 @@ FD_DEVICE bool has_pair_vectors(const Tile& tile, const T* p) {
   return tile.aligned && reinterpret_cast<uintptr_t>(p) % kPairVector == 0;
 }
 
-// The thread's elements of both halves of the sample at p; 0 where there are none.
+// The thread's elements of both halves of the sample at element `at`, of the dtype; 0 where there are none.
 template <class T, int N>
-FD_DEVICE void load_pair(const Tile& tile, const T* p, float (&v)[N], float (&w)[N]) {
+FD_DEVICE void load_pair(const Tile& tile, const void* data, int32_t dtype, int64_t at, float (&v)[N], float (&w)[N]) {
   constexpr int V = kPairVector / sizeof(T);
-  p += tile.first * 2 * tile.C;
+  const T* const p = static_cast<const T*>(data) + (at + tile.first * 2 * tile.C);
   const bool aligned = has_pair_vectors(tile, p);
   const Shared<Vec<uint32_t, 4>> memory = pair_memory();
   __syncthreads();                                    // it may still be read
   each_pair_vector<T, N>(tile, [&](int k, int i) {
-    Words<T, V> words{};
-    if (aligned) {
-      words = load_words<T, V>(p + i);
-    } else {
-      FD_UNROLL
-      for (int j = 0; j < V; ++j) put_element<T, V>(words, j, p + i + j);
-    }
-    memory[k] = words;
+    memory[k] = aligned ? load_words<T, V>(p + i) : gather_words<T, V>(p + i);
   });
   __syncthreads();
   if (!tile.has<N>(tile.runs)) return fill_zeros(v), fill_zeros(w);
-  each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
-    v[j] = widen(T(first[0])), w[j] = widen(T(second[0]));
+  with_dtype<T>(dtype, [&](auto type) {
+    typedef typename decltype(type)::Is U;
+    each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
+      v[j] = widen(same_bits<U>(T(first[0]))), w[j] = widen(same_bits<U>(T(second[0])));
+    });
   });
 }
 
-// Writes both halves of the sample at p, of which the thread has its elements in v and w.
+// Writes both halves of that sample, of which the thread has its elements in v and w.
 template <class T, int N>
-FD_DEVICE void store_pair(const Tile& tile, T* p, const float (&v)[N], const float (&w)[N]) {
+FD_DEVICE void store_pair(const Tile& tile, void* data, int32_t dtype, int64_t at, const float (&v)[N],
+                          const float (&w)[N]) {
   constexpr int V = kPairVector / sizeof(T);
-  p += tile.first * 2 * tile.C;
+  T* const p = static_cast<T*>(data) + (at + tile.first * 2 * tile.C);
   const bool aligned = has_pair_vectors(tile, p);
   const Shared<Vec<uint32_t, 4>> memory = pair_memory();
   __syncthreads();
   if (tile.has<N>(tile.runs))
-    each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
-      T one, other;
-      narrow(v[j], one), narrow(w[j], other);
-      first[0] = one, second[0] = other;
+    with_dtype<T>(dtype, [&](auto type) {
+      each_of_pair<T, N>(tile, [&](int j, Shared<T> first, Shared<T> second) {
+        typename decltype(type)::Is one, other;
+        narrow(v[j], one), narrow(w[j], other);
+        first[0] = same_bits<T>(one), second[0] = same_bits<T>(other);
+      });
     });
   __syncthreads();
   each_pair_vector<T, N>(tile, [&](int k, int i) {
     const Words<T, V> words = memory[k];
-    if (aligned) return store(reinterpret_cast<uint32_t*>(p + i), words);
-    FD_UNROLL
-    for (int j = 0; j < V; ++j) store_element<T, V>(words, j, p + i + j);
+    if (aligned) store_words<T, V>(p + i, words);
+    else scatter_words<T, V>(p + i, words);
   });
 }
 

@@ -30,7 +30,7 @@ FD_DEVICE void terms(const VlbTerms& a, const Setting& s, const Quad& q, Terms& 
   float m[kQuad], v[kQuad] = {}, x0[kQuad], x_t[kQuad];
   load_outputs<kAccess, T>(a, q, s.row.at[kVlbL1] != 0, m, v);
   load_start<kAccess>(a, q, x0);
-  load_quad<kAccess>(a.p.x_t_dtype, a.p.x_t, a.other, q, x_t);
+  load_quad<kAccess>(reached<Any>(a.p.x_t, a.p.x_t_dtype), a.other, q, x_t);
   with_term(s, [&](const auto& term) {
     FD_UNROLL
     for (int j = 0; j < kQuad; ++j) out[j] = term(VlbElement<float>{x0[j], x_t[j], m[j], v[j]}, s);
@@ -78,7 +78,8 @@ Status vlb_terms(const VlbTermsParams& p, Place place) {
   VlbTerms a = make_loss(p, x_t_of(p), kBitsPerNat);
   return launch_sums(a, access_of(a, x_t_of(p), nullptr), p.terms, place, [](auto type, Access access) {
     typedef typename decltype(type)::Is T;
-    return kernel_of(access, vlb_terms_kernel<T, kElements>, vlb_terms_kernel<T, kVectors>, vlb_terms_kernel<T, kTiles>);
+    return kernel_of(access, vlb_terms_kernel<Any, kElements>, vlb_terms_kernel<Loose<T>, kVectors>,
+                     vlb_terms_kernel<Loose<T>, kTiles>);
   });
 }
 
@@ -88,8 +89,8 @@ Status vlb_terms_backward(const VlbTermsParams& p, Place place) {
   const Access access = access_of(a, x_t_of(p), p.grad);
   return launch_gradient(a, access, place, [](auto type, Access access) {
     typedef typename decltype(type)::Is T;
-    return kernel_of(access, vlb_terms_backward_kernel<T, kElements>, vlb_terms_backward_kernel<T, kVectors>,
-                     vlb_terms_backward_kernel<T, kTiles>);
+    return kernel_of(access, vlb_terms_backward_kernel<Any, kElements>, vlb_terms_backward_kernel<T, kVectors>,
+                     vlb_terms_backward_kernel<Loose<T>, kTiles>);
   });
 }
 
