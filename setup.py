@@ -51,6 +51,7 @@ LEVELS = {
 }
 COMPILED_ONCE = ("dispatch", "parallel")
 OPTIMISED = ("group_norm_silu", "rms_norm_silu_backward")
+BY_HAND = ("conv3x3", "conv3x3_backward", "convolution")  # intrinsics in unrolled loops, no slower for -O1
 HAS_BFLOAT16 = ("group_norm_silu", "group_norm_silu_backward", "convolution")  # what avx512bf16 does unlike avx512
 PRECOMPILED = ("avx512", "avx2")  # GCC reads its intrinsics, most of a second, once for all sources of these levels
 INTRINSICS = "#include <immintrin.h>\n"
@@ -270,7 +271,7 @@ class NinjaFile:
         for source in (source for source in sources if source.stem not in COMPILED_ONCE):
             for level, (flags, precompiled) in levels.items():
                 if level != "avx512bf16" or source.stem in HAS_BFLOAT16:
-                    own = "-O3 " * (source.stem in OPTIMISED) + flags
+                    own = "-O3 " * (source.stem in OPTIMISED) + "-O1 " * (source.stem in BY_HAND) + flags
                     yield self._object("cxx", f"cpu/{level}/{source.stem}", source, self.cxx, own, precompiled)
 
     def _level(self, level):

@@ -95,30 +95,32 @@ Status check(const DiffusionLossParams& p) {
 }
 
 template <class Real>
-void forward(const DiffusionLossParams& p) {
+Status forward(const DiffusionLossParams& p) {
   const DiffusionLoss<Real> kernel(p);
   sum_samples<Real>(kernel.grid, p.num_threads, p.workspace, p.loss, kernel,
                     [&](int64_t b) { return mean_factor<Real>(p, b); });
+  return {};
 }
 
 template <class Real>
-void backward(const DiffusionLossParams& p) {
+Status backward(const DiffusionLossParams& p) {
   const DiffusionLoss<Real> kernel(p);
   for_each_tile(kernel.grid, p.num_threads, [&](const Tile& tile) { kernel.differentiate(tile); });
+  return {};
 }
 
 }  // namespace
 
 Status diffusion_loss(const DiffusionLossParams& p) {
   const Status status = check(p);
-  if (status.code == kOk) p.model_dtype == kF64 ? forward<double>(p) : forward<float>(p);
-  return status;
+  if (status.code != kOk) return status;
+  return p.model_dtype == kF64 ? FD_FLOAT64(diffusion_loss, p, forward<double>(p)) : forward<float>(p);
 }
 
 Status diffusion_loss_backward(const DiffusionLossParams& p) {
   const Status status = check(p);
-  if (status.code == kOk) p.model_dtype == kF64 ? backward<double>(p) : backward<float>(p);
-  return status;
+  if (status.code != kOk) return status;
+  return p.model_dtype == kF64 ? FD_FLOAT64(diffusion_loss_backward, p, backward<double>(p)) : backward<float>(p);
 }
 
 }  // namespace FD_LEVEL

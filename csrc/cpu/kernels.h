@@ -1,10 +1,10 @@
 // The CPU half's table: one entry per op, one table per SIMD level, filled at load (dispatch.cpp).
 //
 // Every cpu/<op>.cpp is compiled once per level with FD_LEVEL = avx512bf16 | avx512 | avx2 | baseline and the level's -m
-// flags, and defines its functions in namespace fastdiff::FD_LEVEL. Where the wider level's code would make the same bits of
-// the same instructions it is not compiled: at avx512bf16 there is only what stores or multiplies pairs of bfloat16, and
-// float64, of which a vector here is one number, comes from avx2 above it (group_norm_silu.cpp). No standard-library template
-// may be instantiated in such a file: the linker would merge an AVX-512 copy into the baseline.
+// flags, and defines its functions in namespace fastdiff::FD_LEVEL. What gains nothing by a level is not compiled for it: at
+// avx512bf16 there is only what stores or multiplies pairs of bfloat16, and float64, of which a vector here is one number, is
+// the baseline's (FD_FLOAT64). No standard-library template may be instantiated in such a file: the linker would merge an
+// AVX-512 copy into the baseline.
 #pragma once
 #include "../params.h"
 
@@ -34,6 +34,13 @@ FD_DECLARE_LEVEL(avx512bf16)
 FD_DECLARE_LEVEL(avx512)
 FD_DECLARE_LEVEL(avx2)
 FD_DECLARE_LEVEL(baseline)
+
+// What an op does in float64: `own` is the baseline's.
+#if defined(__AVX2__)
+#define FD_FLOAT64(op, p, own) baseline::op(p)
+#else
+#define FD_FLOAT64(op, p, own) own
+#endif
 
 struct Kernels {
   const char* level;

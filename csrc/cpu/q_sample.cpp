@@ -59,7 +59,7 @@ Status q_sample(const QSampleParams& p) {
   if (p.x_start_dtype > kU8 || p.noise_dtype > kF64 || p.x_t_dtype > kF64) return {kUnsupported, 0, p.x_t_dtype};
   for (int64_t b = 0; b < p.B; ++b)
     if (p.t[b] < 0 || p.t[b] >= p.T) return {kIndexOutOfRange, b, p.t[b]};
-  return p.x_t_dtype == kF64 ? run<double>(p) : run<float>(p);
+  return p.x_t_dtype == kF64 ? FD_FLOAT64(q_sample, p, run<double>(p)) : run<float>(p);
 }
 
 }  // namespace FD_LEVEL

@@ -212,7 +212,7 @@ Status run(const ReverseStepParams& p) {
 Status reverse_step(const ReverseStepParams& p) {
   if (p.state_dtype > kF64 || p.model_dtype > kF64 || p.input_dtype > kF64) return {kUnsupported, 0, p.state_dtype};
   if (p.B * p.C * p.S == 0) return {};
-  return p.state_dtype == kF64 ? run<double>(p) : run<float>(p);
+  return p.state_dtype == kF64 ? FD_FLOAT64(reverse_step, p, run<double>(p)) : run<float>(p);
 }
 
 }  // namespace FD_LEVEL

@@ -63,8 +63,9 @@ template <class T, bool kSilu> struct RmsForward : Rows<T, RmsNormSiluParams> {
   }
 };
 
-template <class T> void rms_forward(const RmsNormSiluParams& p) {
+template <class T> Status rms_forward(const RmsNormSiluParams& p) {
   p.silu ? RmsForward<T, true>(p).run() : RmsForward<T, false>(p).run();
+  return {};
 }
 
 }  // namespace
@@ -72,10 +73,10 @@ template <class T> void rms_forward(const RmsNormSiluParams& p) {
 Status rms_norm_silu(const RmsNormSiluParams& p) {
   if (p.B == 0 || p.C == 0 || p.S == 0) return {};
   switch (p.dtype) {
-    case kF32: rms_forward<float>(p); return {};
-    case kF16: rms_forward<half_t>(p); return {};
-    case kBF16: rms_forward<bfloat16_t>(p); return {};
-    case kF64: rms_forward<double>(p); return {};
+    case kF32: return rms_forward<float>(p);
+    case kF16: return rms_forward<half_t>(p);
+    case kBF16: return rms_forward<bfloat16_t>(p);
+    case kF64: return FD_FLOAT64(rms_norm_silu, p, rms_forward<double>(p));
   }
   return {kUnsupported, 0, p.dtype};
 }

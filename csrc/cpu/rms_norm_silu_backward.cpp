@@ -178,8 +178,9 @@ template <class T, bool kSilu> struct RmsBackward : Rows<T, RmsNormSiluBackwardP
   }
 };
 
-template <class T> void rms_backward(const RmsNormSiluBackwardParams& p) {
+template <class T> Status rms_backward(const RmsNormSiluBackwardParams& p) {
   p.silu ? RmsBackward<T, true>(p).run() : RmsBackward<T, false>(p).run();
+  return {};
 }
 
 }  // namespace
@@ -192,10 +193,10 @@ Status rms_norm_silu_backward(const RmsNormSiluBackwardParams& p) {
     return {};
   }
   switch (p.dtype) {
-    case kF32: rms_backward<float>(p); return {};
-    case kF16: rms_backward<half_t>(p); return {};
-    case kBF16: rms_backward<bfloat16_t>(p); return {};
-    case kF64: rms_backward<double>(p); return {};
+    case kF32: return rms_backward<float>(p);
+    case kF16: return rms_backward<half_t>(p);
+    case kBF16: return rms_backward<bfloat16_t>(p);
+    case kF64: return FD_FLOAT64(rms_norm_silu_backward, p, rms_backward<double>(p));
   }
   return {kUnsupported, 0, p.dtype};
 }

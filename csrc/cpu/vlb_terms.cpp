@@ -118,13 +118,13 @@ Status check(const VlbTermsParams& p) {
 Status vlb_terms(const VlbTermsParams& p) {
   const Status status = check(p);
   if (status.code != kOk) return status;
-  return p.model_dtype == kF64 ? forward<double>(p) : forward<float>(p);
+  return p.model_dtype == kF64 ? FD_FLOAT64(vlb_terms, p, forward<double>(p)) : forward<float>(p);
 }
 
 Status vlb_terms_backward(const VlbTermsParams& p) {
   const Status status = check(p);
   if (status.code != kOk) return status;
-  return p.model_dtype == kF64 ? backward<double>(p) : backward<float>(p);
+  return p.model_dtype == kF64 ? FD_FLOAT64(vlb_terms_backward, p, backward<double>(p)) : backward<float>(p);
 }
 
 }  // namespace FD_LEVEL
