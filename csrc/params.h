@@ -156,7 +156,7 @@ struct GroupNormSiluBackwardParams {
   void* grad_add;             // [B, C] contiguous, add_dtype, or NULL
   void* grad_scale;           // [B, C] contiguous, scale_dtype, or NULL
   void* grad_shift;           // [B, C] contiguous, shift_dtype, or NULL
-  void* workspace;            // [B, C, 5] f32 (f64 where x is f64); CUDA: see cuda::group_norm_silu_backward_workspace
+  void* workspace;            // CUDA only: see cuda::group_norm_silu_backward_workspace
   Dropout drop;
   int64_t B, C, S, G;
   int64_t add_stride, scale_stride, shift_stride;

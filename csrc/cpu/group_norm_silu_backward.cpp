@@ -16,20 +16,53 @@ constexpr int64_t kBatch = 32;         // samples of one float32 sum
 template <int n> struct Size { static constexpr int value = n; };
 enum Plane { kP, kQ, kR, kGain, kOffset, kPlanes };   // of the workspace, [B, kPlanes, C]
 
-// n = d rstd + offset with d = x - center, so that the sums over n follow from those over d.
+// n = d rstd + offset with d = x - center, so that the sums over n follow from those over d. dh is k times what it is
+// called (factor_of), and so are P and Q; the workspace's gain is divided by k instead.
 template <class T, int N> struct Element { PackOf<T, N> d, dh; };
 
 // What follows the norm, known to the compiler where that is worth code of its own; kAny is all of it.
 enum Form { kSilu, kAny };
 
-// h = d slope + shift.
+// With t = k h and gate = 1 / (1 + 2^t) the derivative of SiLU is gate (t (1 - gate) + k) / k, see silu.h.
+template <class S> constexpr S factor_of(bool silu) { return silu ? kFactor<Vector<S>> : S(1); }
+
+// t and k (1 + 2^t), t = d slope + shift.
+template <class T, int N> struct Gate { PackOf<T, N> t, divisor; };
+
+template <class T, int N>
+FD_SIMD Gate<T, N> gate_of(PackOf<T, N> d, PackOf<T, N> slope, PackOf<T, N> shift) {
+  const PackOf<T, N> t = madd(d, slope, shift);
+  return {t, one_and_exp2<6>(t)};
+}
+
+template <class T, int N> FD_SIMD PackOf<T, N> pass_back(PackOf<T, N> grad_y, const Gate<T, N>& gate) {
+  const PackOf<T, N> one = broadcast_pack<N>(Scalar<T>(1)), factor = broadcast_pack<N>(kFactor<Vector<T>>);
+  const PackOf<T, N> open = factor / gate.divisor;
+  return grad_y * (open * madd(gate.t, one - open, factor));
+}
+
 template <class T, Form kForm, int N>
 FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<T, N> center, PackOf<T, N> slope,
                                     PackOf<T, N> shift, bool silu) {
   const PackOf<T, N> d = x - center;
   if (kForm == kAny && !silu) return {d, grad_y};
-  const PackOf<T, N> h = madd(d, slope, shift), one = broadcast_pack<N>(Scalar<T>(1)), gate = sigmoid<6>(h);
-  return {d, grad_y * gate * madd(h, one - gate, one)};
+  return {d, pass_back<T, N>(grad_y, gate_of<T, N>(d, slope, shift))};
+}
+
+// second(i, first(i)) for i < n. Where registers are many, each after the next one's first: the exponential's chain and the
+// divisions are worked on together, which no processor looks far enough ahead for.
+template <class First, class Second> FD_SIMD void in_stages(int64_t n, const First& first, const Second& second) {
+#if defined(__AVX512F__)
+  if (n == 0) return;
+  auto ready = first(int64_t(0));
+  for (int64_t i = 0; i < n; ++i) {
+    const auto next = first(i + 1 < n ? i + 1 : i);
+    second(i, ready);
+    ready = next;
+  }
+#else
+  for (int64_t i = 0; i < n; ++i) second(i, first(i));
+#endif
 }
 
 // The planes of the workspace and what is made of them, alike for every dtype that is computed in S.
@@ -46,16 +79,19 @@ template <class S> struct Gradients : Extents<S, GroupNormSiluBackwardParams> {
   V at(int64_t b, int plane, int64_t c, int lanes) const { return load_lanes(this->plane(b, plane) + c, lanes); }
   void set(int64_t b, int plane, int64_t c, int lanes, V v) const { store_lanes(this->plane(b, plane) + c, v, lanes); }
 
-  // Sums over d to sums over n: Q = sum dh d rstd + P offset, R = sum d rstd + S offset.
+  // Sums over d to sums over n: Q = sum dh d rstd + P offset, R = sum d rstd + S offset. Groups may be narrower than a
+  // vector: their terms are spread first.
   void finish(int64_t b, int64_t c0, int64_t c1) const {
-    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
-      const V rstd = broadcast(static_cast<const S*>(p.rstd)[b * p.G + g]), size = broadcast(S(p.S));
-      each_vector<S>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
-        const int64_t c = c0 + i0 + i;
-        const V offset = at(b, kOffset, c, lanes);
-        set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
-        if (p.grad_add) set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
-      });
+    ChannelsOf<S> rstds;
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) FD_INLINE {
+      fill(rstds.v + i0, i1 - i0, static_cast<const S*>(p.rstd)[b * p.G + g]);
+    });
+    const V size = broadcast(S(p.S));
+    each_vector<S>(c1 - c0, [&](int64_t i, int lanes) FD_INLINE {
+      const int64_t c = c0 + i;
+      const V rstd = load(rstds.v + i), offset = at(b, kOffset, c, lanes);
+      set(b, kQ, c, lanes, madd(at(b, kQ, c, lanes), rstd, at(b, kP, c, lanes) * offset));
+      if (p.grad_add) set(b, kR, c, lanes, madd(at(b, kR, c, lanes), rstd, size * offset));
     });
   }
 
@@ -97,8 +133,9 @@ template <class S> struct Gradients : Extents<S, GroupNormSiluBackwardParams> {
 
   // grad_scale = weight Q + bias P, grad_shift = P.
   void per_sample(int64_t b) const {
+    const V inverse = broadcast(1 / factor_of<S>(p.silu));
     each_vector<S>(p.C, [&](int64_t c, int lanes) FD_INLINE {
-      const V P = at(b, kP, c, lanes), Q = at(b, kQ, c, lanes);
+      const V P = inverse * at(b, kP, c, lanes), Q = inverse * at(b, kQ, c, lanes);
       if (p.grad_shift) put(p.grad_shift, p.shift_dtype, b * p.C + c, lanes, P);
       if (!p.grad_scale) return;
       const V weight = p.weight ? this->get(p.weight, p.weight_dtype, c, lanes) : broadcast(S(1));
@@ -109,6 +146,7 @@ template <class S> struct Gradients : Extents<S, GroupNormSiluBackwardParams> {
 
   // grad_weight = sum over b of (1 + scale) Q, grad_bias = sum of (1 + scale) P.
   void per_channel() const {
+    const V inverse = broadcast(1 / factor_of<S>(p.silu));
     each_vector<S>(p.C, [&](int64_t c, int lanes) FD_INLINE {
       V weight = {}, bias = {};
       for (int64_t begin = 0; begin < p.B; begin += kBatch) {
@@ -120,14 +158,14 @@ template <class S> struct Gradients : Extents<S, GroupNormSiluBackwardParams> {
         }
         weight += some_weight, bias += some_bias;
       }
-      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, lanes, weight);
-      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, lanes, bias);
+      if (p.grad_weight) put(p.grad_weight, p.weight_dtype, c, lanes, inverse * weight);
+      if (p.grad_bias) put(p.grad_bias, p.weight_dtype, c, lanes, inverse * bias);
     });
   }
 };
 
-// Channels [c0, c1) of a unit and their dh. Terms: center, slope and shift of h = (x - center) slope + shift; then tilt and
-// level of grad_x = dh slope + ((x - center) tilt + level).
+// Channels [c0, c1) of a unit and their dh. Terms: center, slope and shift of k h = (x - center) slope + shift; then
+// slope, tilt and level of grad_x = dh slope + ((x - center) tilt + level).
 template <class T> struct Block {
   int64_t c0, c1;
   Scalar<T>* dh;
@@ -147,9 +185,11 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
 
   explicit Backward(const GroupNormSiluBackwardParams& params) : Base(params), sum(choose()) {}
 
+  bool silu_alone() const { return kSpecial<S> && p.silu && !p.drop.rng; }
+
   Sum choose() const {
     if constexpr (kSpecial<S>)
-      if (p.silu && !p.drop.rng) return sum_as<kSilu>();
+      if (silu_alone()) return sum_as<kSilu>();
     return sum_as<kAny>();
   }
   template <Form kForm> Sum sum_as() const {
@@ -202,13 +242,14 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     for (int64_t g = g0; g <= g1; ++g)
       stats[g - g0] = {static_cast<const S*>(p.mean)[b * p.G + g], 0, static_cast<const S*>(p.rstd)[b * p.G + g]};
     this->terms(b, k.c0, k.c1, stats, t);
-    memcpy(plane(b, kGain) + k.c0, t.gain.v, channels * sizeof(S));
     memcpy(plane(b, kOffset) + k.c0, t.offset.v, channels * sizeof(S));
     memcpy(k.center.v, t.center.v, channels * sizeof(S));
-    each_vector<T>(channels, [&](int64_t i, int) FD_INLINE {
-      const V gain = load(t.gain.v + i);
-      store(k.slope.v + i, load(t.rstd.v + i) * gain);
-      store(k.shift.v + i, madd(load(t.offset.v + i), gain, load(t.shift.v + i)));
+    const S factor = factor_of<S>(p.silu);
+    each_vector<T>(channels, [&](int64_t i, int lanes) FD_INLINE {
+      const V gain = load(t.gain.v + i), shift = madd(load(t.offset.v + i), gain, load(t.shift.v + i));
+      this->set(b, kGain, k.c0 + i, lanes, gain * broadcast(1 / factor));
+      store(k.slope.v + i, load(t.rstd.v + i) * (gain * broadcast(factor)));
+      store(k.shift.v + i, shift * broadcast(factor));
     });
     if (!this->by_columns) return;
     Channels<T>* const all[] = {&k.center, &k.slope, &k.shift};
@@ -216,15 +257,21 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
   }
 
   void begin_second(int64_t b, Block<T>& k, int64_t g0, const S* means) const {
-    this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) {
+    Channels<T> rstds, tilts;
+    this->each_group(k.c0, k.c1, [&](int64_t g, int64_t i0, int64_t i1) FD_INLINE {
       const S rstd = static_cast<const S*>(p.rstd)[b * p.G + g], tilt = -rstd * means[2 * (g - g0) + 1];
-      const V level = broadcast(-rstd * means[2 * (g - g0)]);
+      fill(rstds.v + i0, i1 - i0, rstd);
+      fill(tilts.v + i0, i1 - i0, tilt);
       fill(k.tilt.v + i0, i1 - i0, rstd * tilt);
-      each_vector<T>(i1 - i0, [&](int64_t i, int lanes) FD_INLINE {
-        store(k.level.v + i0 + i, madd(this->at(b, kOffset, k.c0 + i0 + i, lanes), broadcast(tilt), level));
-      });
+      fill(k.level.v + i0, i1 - i0, -rstd * means[2 * (g - g0)]);
     });
-    if (this->by_columns) this->spread(k.tilt, k.c1 - k.c0), this->spread(k.level, k.c1 - k.c0);
+    each_vector<T>(k.c1 - k.c0, [&](int64_t i, int lanes) FD_INLINE {
+      store(k.slope.v + i, load(rstds.v + i) * this->at(b, kGain, k.c0 + i, lanes));
+      store(k.level.v + i, madd(this->at(b, kOffset, k.c0 + i, lanes), load(tilts.v + i), load(k.level.v + i)));
+    });
+    if (!this->by_columns) return;
+    Channels<T>* const all[] = {&k.slope, &k.tilt, &k.level};
+    for (Channels<T>* values : all) this->spread(*values, k.c1 - k.c0);
   }
 
   // ---- Runs ----
@@ -294,68 +341,101 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     for (; j < n; ++j) body(j, Size<kPer>());
   }
 
-  // The sums of n such channels.
-  template <Form kForm, int kPer>
-  void sum_vectors(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
-    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
-    const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
-    S* const dh = p.grad_x ? dh_of(b, k, i) : nullptr;
-    const int64_t stride = in_place() ? p.S : padded(p.S);
-    each_four<kPer>(n, [&](int64_t j, auto size) FD_INLINE {
-      constexpr int M = decltype(size)::value;
-      PackOf<T, M> upstream = vectors<M, kPer>(grad_y + j * p.S, p.S);
-      if (kForm == kAny && p.drop.rng)
-        upstream = Mask<T>(p.drop, b, p.S).apply(upstream, vectors<M, kPer>(k.mask + (i + j) * p.S, p.S));
-      const Element<T, M> e = differentiate<T, kForm, M>(
-          vectors<M, kPer>(x + j * p.S, p.S), upstream, each<M, kPer>(k.center.v + i + j),
-          each<M, kPer>(k.slope.v + i + j), each<M, kPer>(k.shift.v + i + j), p.silu);
-      if (dh) set_vectors<M, kPer>(dh + j * stride, e.dh, stride);
-      const int64_t row = j * kLanes<T>;
-      set_rows<M, kPer>(lanes[kP] + row, e.dh), set_rows<M, kPer>(lanes[kQ] + row, e.dh * e.d);
-      if (p.grad_add) set_rows<M, kPer>(lanes[kR] + row, e.d);
-    });
+  // Lane by lane, the sums of the channels of one vector, or of the block's last.
+  struct Lanes {
+    S v[3][kLanes<T> * kLanes<T>] = {};
+    static int64_t row(int64_t j) { return j % kLanes<T> * kLanes<T>; }
+  };
+
+  // Adds the lanes up where channel j - 1 of the block was the last one to be kept in them.
+  FD_INLINE void add_lanes(int64_t b, const Block<T>& k, int64_t j, const Lanes& lanes) const {
+    if (j % kLanes<T> && k.c0 + j < k.c1) return;
+    const int64_t i = (j - 1) / kLanes<T> * kLanes<T>;
+    for (int s = 0; s < this->sums(); ++s) this->set(b, s, k.c0 + i, int(j - i), sum_rows(lanes.v[s]));
   }
 
-  // The same where a channel is whole packs of four vectors: short ones would wait for sum_run to begin.
-  template <Form kForm>
-  void sum_packs(int64_t b, const Block<T>& k, int64_t i, int n, S (&lanes)[3][kLanes<T> * kLanes<T>]) const {
-    const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
-    const T* grad_y = this->sample(p.grad_y, b) + (k.c0 + i) * p.S;
-    S* dh = p.grad_x ? dh_of(b, k, i) : nullptr;
-    const int64_t length = p.S, stride = in_place() ? p.S : padded(p.S);
+  // Such channels of a block.
+  template <int kPer> void sum_vectors(int64_t b, const Block<T>& k, Lanes& lanes) const {
+    const T *x = this->sample(p.x, b) + k.c0 * p.S, *grad_y = this->sample(p.grad_y, b) + k.c0 * p.S;
+    S* const dh = p.grad_x ? dh_of(b, k, 0) : nullptr;
+    const int64_t length = p.S, stride = in_place() ? length : padded(length), n = k.c1 - k.c0;
     const bool adds = p.grad_add;
-    for (int64_t j = i; j < i + n; ++j, x += length, grad_y += length) {
-      V P = {}, Q = {}, R = {};
-      for (int64_t at = 0; at < length; at += 4 * kLanes<T>) {
-        const Whole<T, 4> place{at};
-        const auto e = at_run<kForm, 4>(place, b, x, grad_y, nullptr, k, j);
-        if (dh) place.set_term(dh + (j - i) * stride, e.dh);
-        P += vector_sum(e.dh), Q += vector_sum(e.dh * e.d);
-        if (adds) R += vector_sum(e.d);
-      }
-      const int64_t row = (j - i) * kLanes<T>;
-      store(lanes[kP] + row, P), store(lanes[kQ] + row, Q), store(lanes[kR] + row, R);
+    const auto distance = [&](int64_t j, auto size) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      return vectors<M, kPer>(x + j * length, length) - each<M, kPer>(k.center.v + j);
+    };
+    const auto keep = [&](int64_t j, auto size, auto d, auto found) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      const int64_t row = lanes.row(j);
+      if (dh) set_vectors<M, kPer>(dh + j * stride, found, stride);
+      set_rows<M, kPer>(lanes.v[kP] + row, found), set_rows<M, kPer>(lanes.v[kQ] + row, found * d);
+      if (adds) set_rows<M, kPer>(lanes.v[kR] + row, d);
+      add_lanes(b, k, j + M / kPer, lanes);
+    };
+    constexpr int64_t kMany = 4 / kPer;
+    const int64_t fours = n / kMany;
+    in_stages(fours, [&](int64_t q) FD_INLINE {
+      const int64_t j = q * kMany;
+      return gate_of<T, 4>(distance(j, Size<4>()), each<4, kPer>(k.slope.v + j), each<4, kPer>(k.shift.v + j));
+    }, [&](int64_t q, const Gate<T, 4>& gate) FD_INLINE {
+      const int64_t j = q * kMany;
+      const PackOf<T, 4> found = pass_back<T, 4>(vectors<4, kPer>(grad_y + j * length, length), gate);
+      keep(j, Size<4>(), distance(j, Size<4>()), found);
+    });
+    for (int64_t j = fours * kMany; j < n; ++j) {
+      const auto d = distance(j, Size<kPer>());
+      const Gate<T, kPer> gate = gate_of<T, kPer>(d, each<kPer, kPer>(k.slope.v + j), each<kPer, kPer>(k.shift.v + j));
+      keep(j, Size<kPer>(), d, pass_back<T, kPer>(vectors<kPer, kPer>(grad_y + j * length, length), gate));
     }
   }
 
-  template <Form kForm> void sum_runs(int64_t b, const Block<T>& k) const {
-    const bool packs = kForm == kSilu && p.S % (4 * kLanes<T>) == 0 && p.S <= kPiece * kStep<T>;
-    S lanes[3][kLanes<T> * kLanes<T>] = {};
-    each_vector<T>(k.c1 - k.c0, [&](int64_t i, int count) {
-      if (p.S == kLanes<T>) sum_vectors<kForm, 1>(b, k, i, count, lanes);
-      else if (p.S == kStep<T>) sum_vectors<kForm, 2>(b, k, i, count, lanes);
-      else if (packs) sum_packs<kForm>(b, k, i, count, lanes);
-      else for (int j = 0; j < count; ++j) {
-        S* const row[3] = {lanes[kP] + j * kLanes<T>, lanes[kQ] + j * kLanes<T>, lanes[kR] + j * kLanes<T>};
-        sum_run<kForm>(b, k, i + j, row);
-      }
-      for (int s = 0; s < this->sums(); ++s) this->set(b, s, k.c0 + i, count, sum_rows(lanes[s]));
+  // The same where a channel is whole packs of four vectors: short ones would wait for sum_run to begin.
+  void sum_packs(int64_t b, const Block<T>& k, Lanes& lanes) const {
+    constexpr int64_t kFour = 4 * kLanes<T>;
+    const T *x = this->sample(p.x, b) + k.c0 * p.S, *grad_y = this->sample(p.grad_y, b) + k.c0 * p.S;
+    S* const dh = p.grad_x ? dh_of(b, k, 0) : nullptr;
+    const int64_t length = p.S, stride = in_place() ? length : padded(length);
+    const bool adds = p.grad_add;
+    const auto distance = [&](int64_t q, int64_t j) FD_INLINE {
+      return load_pack<4>(x + q * kFour) - broadcast_pack<4>(k.center.v[j]);
+    };
+    int64_t ahead = 0, j = 0;          // the channels of either stage
+    V P = {}, Q = {}, R = {};
+    in_stages((k.c1 - k.c0) * length / kFour, [&](int64_t q) FD_INLINE {
+      if (q * kFour == (ahead + 1) * length) ++ahead;
+      return gate_of<T, 4>(distance(q, ahead), broadcast_pack<4>(k.slope.v[ahead]), broadcast_pack<4>(k.shift.v[ahead]));
+    }, [&](int64_t q, const Gate<T, 4>& gate) FD_INLINE {
+      const PackOf<T, 4> d = distance(q, j), found = pass_back<T, 4>(load_pack<4>(grad_y + q * kFour), gate);
+      if (dh) store_pack(dh + j * stride + (q * kFour - j * length), found);
+      P += vector_sum(found), Q += vector_sum(found * d);
+      if (adds) R += vector_sum(d);
+      if ((q + 1) * kFour < (j + 1) * length) return;
+      const int64_t row = lanes.row(j);
+      store(lanes.v[kP] + row, P), store(lanes.v[kQ] + row, Q), store(lanes.v[kR] + row, R);
+      P = V{}, Q = V{}, R = V{};
+      add_lanes(b, k, ++j, lanes);
     });
   }
 
+  template <Form kForm> void sum_runs(int64_t b, const Block<T>& k) const {
+    Lanes lanes;
+    if constexpr (kForm == kSilu) {
+      if (p.S == kLanes<T>) return sum_vectors<1>(b, k, lanes);
+      if (p.S == kStep<T>) return sum_vectors<2>(b, k, lanes);
+      if (p.S % (4 * kLanes<T>) == 0 && p.S <= kPiece * kStep<T>) return sum_packs(b, k, lanes);
+    }
+    for (int64_t j = 0; j < k.c1 - k.c0; ++j) {
+      const int64_t row = lanes.row(j);
+      sum_run<kForm>(b, k, j, {lanes.v[kP] + row, lanes.v[kQ] + row, lanes.v[kR] + row});
+      add_lanes(b, k, j + 1, lanes);
+    }
+  }
+
   void apply_runs(int64_t b, const Block<T>& k) const {
-    if (p.S == kLanes<T>) return apply_vectors<1>(b, k);
-    if (p.S == kStep<T>) return apply_vectors<2>(b, k);
+    if constexpr (kSpecial<S>) {       // as sum_runs has left dh
+      if (silu_alone() && p.S == kLanes<T>) return apply_vectors<1>(b, k);
+      if (silu_alone() && p.S == kStep<T>) return apply_vectors<2>(b, k);
+    }
     for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
   }
 
@@ -505,6 +585,13 @@ void clear_all(const GroupNormSiluBackwardParams& p) {
   clear(p.grad_shift, p.B * p.C, p.shift_dtype);
 }
 
+template <class T> Status run(GroupNormSiluBackwardParams p) {
+  Scratch<Scalar<T>> planes(p.B * kPlanes * p.C);
+  p.workspace = planes.data;
+  Backward<T>(p).run();
+  return {};
+}
+
 }  // namespace
 
 Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p) {
@@ -513,17 +600,13 @@ Status group_norm_silu_backward(const GroupNormSiluBackwardParams& p) {
     return {};
   }
   switch (p.dtype) {
-    case kBF16: Backward<bfloat16_t>(p).run(); return {};
+    case kBF16: return run<bfloat16_t>(p);
 #if defined(__AVX512BF16__)
     default: return avx512::group_norm_silu_backward(p);
 #else
-    case kF32: Backward<float>(p).run(); return {};
-    case kF16: Backward<half_t>(p).run(); return {};
-#if defined(__AVX512F__)
-    case kF64: return avx2::group_norm_silu_backward(p);
-#else
-    case kF64: Backward<double>(p).run(); return {};
-#endif
+    case kF32: return run<float>(p);
+    case kF16: return run<half_t>(p);
+    case kF64: return FD_FLOAT64(group_norm_silu_backward, p, run<double>(p));
 #endif
   }
   return {kUnsupported, 0, p.dtype};

@@ -80,6 +80,7 @@ def in_strides_of(result, like):
 
 def gradients(x, others, needs):
     """Where the gradients of inputs go, None where it is not needed: of x like x, of [B, C] and [C] contiguous."""
-    like = torch.preserve_format, *(torch.contiguous_format,) * len(others)
-    each = zip((x, *others), like, needs, strict=True)
-    return [torch.empty_like(value, memory_format=format_) if need else None for value, format_, need in each]
+    found = [torch.empty_like(x) if needs[0] else None]
+    for value, need in zip(others, needs[1:], strict=True):
+        found.append(torch.empty_like(value, memory_format=torch.contiguous_format) if need else None)
+    return found

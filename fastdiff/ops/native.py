@@ -138,9 +138,9 @@ def group_norm_silu(x, weight, bias, groups, eps, add, scale, shift, silu, y, me
 
 def group_norm_silu_backward(grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight,
                              grad_bias, grad_add, grad_scale, grad_shift, *drop):  # fmt: skip
-    place = _place(x)
-    cuda = place[0] >= 0
-    workspace = mean.new_empty(_C.group_norm_silu_backward_workspace(x, groups) if cuda else (*x.shape[:2], 5))
+    place, workspace = _place(x), None
+    if place[0] >= 0:
+        workspace = mean.new_empty(_C.group_norm_silu_backward_workspace(x, groups))
     status = _C.group_norm_silu_backward(
         *place, grad_y, x, mean, rstd, weight, bias, groups, add, scale, shift, silu, grad_x, grad_weight, grad_bias,
         grad_add, grad_scale, grad_shift, workspace, *drop
