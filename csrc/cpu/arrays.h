@@ -22,6 +22,7 @@ template <class S> struct Any;
 
 template <> struct Any<float> {
   FD_INLINE static vfloat get(const void* base, int32_t dtype, int64_t i, int n) {
+    if (dtype == kBF16 && n == kWidth) return load(static_cast<const bfloat16_t*>(base) + i);
     return dtype == kF32 ? load_lanes(static_cast<const float*>(base) + i, n) : converted(base, dtype, i, n);
   }
   FD_SHARED_CODE static vfloat converted(const void* base, int32_t dtype, int64_t i, int n) {

@@ -33,8 +33,9 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   using Base::p; using Base::D; using Base::N; using Base::rows; using Base::repeat; using Base::most;
 
   const Apply apply;
+  const double share;                // of an element in its group's mean
 
-  explicit Forward(const GroupNormSiluParams& params) : Base(params), apply(choose()) {}
+  explicit Forward(const GroupNormSiluParams& params) : Base(params), apply(choose()), share(1 / double(N)) {}
 
   // SiLU and no more is worth code of its own, but for float64 and old processors.
   Apply choose() const {
@@ -49,8 +50,8 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   }
 
   Stats<S> finish(int64_t b, int64_t g, S pivot, Totals total) const {
-    const double shift = total.sum / double(N), mean = pivot + shift;
-    double variance = total.squares / double(N) - shift * shift;
+    const double shift = total.sum * share, mean = pivot + shift;
+    double variance = total.squares * share - shift * shift;
     if (variance < 0) variance = 0;
     const S rounded = S(mean), rstd = S(1 / __builtin_sqrt(variance + p.eps));
     if (p.mean) {
@@ -371,22 +372,23 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   }
 };
 
+template <class T> Status run(const GroupNormSiluParams& p) {
+  Forward<T>(p).run();
+  return {};
+}
+
 }  // namespace
 
 Status group_norm_silu(const GroupNormSiluParams& p) {
   if (p.B == 0 || p.C == 0 || p.S == 0) return {};
   switch (p.dtype) {
-    case kBF16: Forward<bfloat16_t>(p).run(); return {};
+    case kBF16: return run<bfloat16_t>(p);
 #if defined(__AVX512BF16__)
     default: return avx512::group_norm_silu(p);
 #else
-    case kF32: Forward<float>(p).run(); return {};
-    case kF16: Forward<half_t>(p).run(); return {};
-#if defined(__AVX512F__)
-    case kF64: return avx2::group_norm_silu(p);
-#else
-    case kF64: Forward<double>(p).run(); return {};
-#endif
+    case kF32: return run<float>(p);
+    case kF16: return run<half_t>(p);
+    case kF64: return FD_FLOAT64(group_norm_silu, p, run<double>(p));
 #endif
   }
   return {kUnsupported, 0, p.dtype};

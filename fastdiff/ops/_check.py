@@ -22,12 +22,13 @@ def is_tensor(name, value):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def image(name, value):
-    """A floating [B, C, *] tensor; its shape, dtype and device, read once for what follows."""
+def image(name, value, also=None):
+    """A [B, C, *] tensor, floating or of dtype `also`; its shape, dtype and device, read once for what follows."""
     is_tensor(name, value)
     shape, dtype = value.shape, value.dtype
-    if dtype not in FLOATS:
-        raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {dtype}")
+    if dtype not in FLOATS and dtype is not also:
+        others = "bfloat16 or float64" if also is None else f"bfloat16, float64 or {str(also).removeprefix('torch.')}"
+        raise ValueError(f"{name} must be float32, float16, {others}, got {dtype}")
     if len(shape) < 2:
         raise ValueError(f"{name} must have shape [B, C, *], got {list(shape)}")
     return shape, dtype, value.device
@@ -84,17 +85,23 @@ def no_gradient(op, **arguments):
             if value is not None and value.requires_grad:
                 advice = "detach it, or use torch.no_grad"
                 raise RuntimeError(f"{name} must not require grad: {op} has no gradient ({advice})")
-    no_tangent(op, **arguments)
+    if forward_mode():
+        no_tangent(op, **arguments)
+
+
+def forward_mode():
+    """Whether a tangent could be asked for."""
+    return forward_ad._current_level >= 0
 
 
 def differentiating():
     """Whether a gradient or tangent could be asked for at all."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or forward_mode()
 
 
 def no_tangent(op, **arguments):
     """Raises where forward-mode differentiation would have to pass through `op`."""
-    if forward_ad._current_level < 0:
+    if not forward_mode():
         return
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:

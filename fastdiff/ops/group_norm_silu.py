@@ -94,7 +94,8 @@ def _check_group_norm_silu(x, groups, weight, bias, eps, add, scale, shift):
         for name, value in (("add", add), ("scale", scale), ("shift", shift)):
             if value is not None:
                 _check.floating(name, value, shape[:2], device)
-    _check.no_tangent("group_norm_silu", x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
+    if _check.forward_mode():
+        _check.no_tangent("group_norm_silu", x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
 
 
 def _check_epilogue(x, dropout, rng, sample_ids, layer, residual):

@@ -67,12 +67,7 @@ def q_step(x_prev, t, step_alpha, step_sigma, noise=None, **options):
 
 
 def _check_q_sample(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype):
-    _check.is_tensor("x_start", x_start)
-    source, shape, device = x_start.dtype, x_start.shape, x_start.device
-    if source is not torch.uint8:
-        _check.image("x_start", x_start)
-    elif len(shape) < 2:
-        raise ValueError(f"x_start must have shape [B, C, *], got {list(shape)}")
+    shape, source, device = _check.image("x_start", x_start, torch.uint8)
     if dtype is None:
         dtype = torch.float32 if source is torch.uint8 else source
     elif dtype not in _check.FLOATS:
@@ -113,8 +108,10 @@ def _fill(x_start, t, alpha, sigma, noise, rng, sample_ids, flip, stream, dtype,
     used = _noise_like(x_t, channels_last) if return_noise else None
     if noise is None:
         rng, sample_ids = rng.contiguous(), sample_ids.contiguous()
+    else:
+        noise = _layout.dense(noise)
     _dispatch.function("q_sample", backend, x_t)(
-        x_start, t.contiguous(), alpha.contiguous(), sigma.contiguous(), _layout.dense(noise), rng, sample_ids,
+        x_start, t.contiguous(), alpha.contiguous(), sigma.contiguous(), noise, rng, sample_ids,
         flip if flip is None else flip.contiguous(), stream, x_t, used,
     )  # fmt: skip
     return x_t, used
