@@ -14,10 +14,13 @@ import time
 import pytest
 import torch
 
+import fastdiff
+
 from . import machine
 from .device_clock import DeviceClock
 
 LONG = 2  # seconds
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of the largest element
 
 
 def pytest_collection_modifyitems(items):
@@ -46,10 +49,13 @@ def device():
 def measure(benchmark, threads, device):
     """measure(group, provider, function): times function() after a warm-up, on a GPU by CUDA events.
 
-    moved: bytes, of a case that is about memory; flops: of one that is about arithmetic.
+    same: a call of ours that does what function() does; what it gives is first asserted to be what the plain PyTorch
+    definition gives. moved: bytes, of a case that is about memory; flops: of one that is about arithmetic.
     """
 
-    def run(group, provider, function, moved=None, flops=None):
+    def run(group, provider, function, moved=None, flops=None, same=None):
+        if same and provider.startswith("fastdiff"):
+            assert_defined(same)
         benchmark.group = f"{group}, {threads} thread{'s' if threads > 1 else ''}"
         benchmark.extra_info.update(provider=provider, case=group, threads=threads, moved=moved, flops=flops)
         began = time.perf_counter()
@@ -65,6 +71,18 @@ def measure(benchmark, threads, device):
                 benchmark(function)
 
     return run
+
+
+def assert_defined(call):
+    """What a call of ours gives, a tensor or several, is what the reference backend gives of the same."""
+    found = call()
+    with fastdiff.use_backend("reference"):
+        expected = call()
+    pairs = [(found, expected)] if isinstance(found, torch.Tensor) else zip(found, expected, strict=True)
+    for ours, defined in pairs:
+        assert ours.dtype is defined.dtype and ours.shape == defined.shape
+        error = (ours.double() - defined.double()).abs().max()
+        assert error <= TOLERANCES[ours.dtype] * defined.double().abs().max(), f"off by {error:.3g}"
 
 
 @contextlib.contextmanager

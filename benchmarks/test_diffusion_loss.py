@@ -9,6 +9,7 @@ from fastdiff.ops import rng
 from .conftest import provided
 
 SHAPES = [(64, 3, 32, 32), (1, 3, 2, 2)]
+CASES = [(shape, "float32") for shape in SHAPES] + [(SHAPES[0], "bfloat16"), (SHAPES[0], "float16")]
 
 
 def eager_loss(process, x_start, t, noise, device):
@@ -23,15 +24,15 @@ def eager_loss(process, x_start, t, noise, device):
     return loss
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape, dtype", CASES, ids=str)
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("passes", ["forward", "both"])
 @pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff", "fastdiff, noise given"])
-def test_diffusion_loss(measure, device, provider, passes, prediction, shape):
+def test_diffusion_loss(measure, device, provider, passes, prediction, shape, dtype):
     process = GaussianProcess(schedules.linear(1000), prediction)
     t, x_start = torch.randint(0, 1000, shape[:1], device=device), torch.rand(shape, device=device) * 2 - 1
     x_start, noise = ((x_start + 1) * 127.5).to(torch.uint8), torch.randn(shape, device=device)
-    output = torch.randn(shape, device=device).requires_grad_(passes == "both")
+    output = torch.randn(shape, device=device).to(getattr(torch, dtype)).requires_grad_(passes == "both")
     key, ids = rng.make_rng(0, 0, device), torch.arange(shape[0], device=device)
     a, b = (process.table(name, device) for name in ("target_x0", "target_eps"))
     if provider == "fastdiff":
@@ -46,4 +47,4 @@ def test_diffusion_loss(measure, device, provider, passes, prediction, shape):
         return torch.autograd.grad(loss(output), output, upstream)
 
     function = both if passes == "both" else lambda: loss(output)
-    measure(f"diffusion_loss {list(shape)} {prediction} {passes}", provider, function)
+    measure(f"diffusion_loss {list(shape)} {dtype} {prediction} {passes}", provider, function, same=function)

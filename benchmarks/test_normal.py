@@ -15,4 +15,4 @@ def test_normal(measure, device, provider, shape):
         "eager": lambda: torch.randn(shape, device=device),
         "fastdiff": lambda: ops.normal(shape, key, ids),
     }
-    measure(f"normal {list(shape)} float32", provider, functions[provider])
+    measure(f"normal {list(shape)} float32", provider, functions[provider], same=functions[provider])

@@ -9,6 +9,7 @@ from fastdiff.samplers.ddpm import ddpm
 
 from . import ledger
 from .conftest import provided
+from .test_group_norm_silu import KINDS, MAIN, cases
 
 SHAPES = [(64, 3, 32, 32), (8, 4, 64, 64), (1, 3, 2, 2)]
 
@@ -39,20 +40,22 @@ def fastdiff_step(process, t, shape, device):
     return lambda x, eps: ops.reverse_step(x, eps, rows, row, out=x, rng=counters, sample_ids=ids)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape, kind", cases(SHAPES, SHAPES[0], MAIN[:1]), ids=str)
 @pytest.mark.parametrize("provider", ["eager", "compiled", "diffusers", "randn", "fastdiff"])
-def test_reverse_step(measure, device, provider, shape):
+def test_reverse_step(measure, device, provider, kind, shape):
     process, t = GaussianProcess(schedules.linear(1000)), 500
-    x, eps = torch.randn(shape, device=device), torch.randn(shape, device=device)
+    dtype, memory_format = KINDS[kind]
+    x, eps = (torch.randn(shape, device=device).to(dtype, memory_format=memory_format) for _ in range(2))
     if provider == "diffusers":
         step = diffusers_step(t)
     elif provider == "randn":
-        step = lambda x, eps: torch.randn(shape, device=device)  # noqa: E731
+        step = lambda x, eps: torch.randn_like(x)  # noqa: E731
     elif provider == "fastdiff":
         step = fastdiff_step(process, t, shape, device)
     else:
         step = provided(provider, eager_step(process, t))
     terms = dict.fromkeys(("p_x", "p_m", "c_x", "c_0", "std"), 1)
-    moved = sum(ledger.reverse_step(shape, terms, 4, 4, drawn=True).values())
+    moved = sum(ledger.reverse_step(shape, terms, x.element_size(), x.element_size(), drawn=True).values())
     with torch.no_grad():
-        measure(f"reverse_step {list(shape)} float32", provider, lambda: step(x, eps), moved)
+        same = lambda: step(x.clone(), eps)  # noqa: E731
+        measure(f"reverse_step {list(shape)} {kind}", provider, lambda: step(x, eps), moved, same=same)

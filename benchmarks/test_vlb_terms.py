@@ -8,8 +8,7 @@ import torch
 from fastdiff import GaussianProcess, schedules
 
 from .conftest import provided
-
-SHAPES = [(64, 3, 32, 32), (1, 3, 2, 2)]
+from .test_diffusion_loss import CASES
 
 
 def approximate_cdf(u):
@@ -44,15 +43,15 @@ def eager_terms(process, x_start, x_t, t, device):
     return terms
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape, dtype", CASES, ids=str)
 @pytest.mark.parametrize("steps", [1000, 1], ids=["all t", "t = 0"])
 @pytest.mark.parametrize("passes", ["forward", "both"])
 @pytest.mark.parametrize("provider", ["eager", "compiled", "fastdiff", "fastdiff, erf"])
-def test_vlb_terms(measure, device, provider, passes, steps, shape):
+def test_vlb_terms(measure, device, provider, passes, steps, shape, dtype):
     process, (B, C, *space) = GaussianProcess(schedules.linear(1000)), shape
     x_start = torch.randint(0, 256, shape, device=device).to(torch.uint8)
     x_t, t = torch.randn(shape, device=device), torch.randint(0, steps, (B,), device=device)
-    output = torch.randn(B, 2 * C, *space, device=device).requires_grad_(passes == "both")
+    output = torch.randn(B, 2 * C, *space, device=device).to(getattr(torch, dtype)).requires_grad_(passes == "both")
     options = dict(variance="learned_range", cdf="erf" if provider.endswith("erf") else "tanh")
     if provider.startswith("fastdiff"):
         terms = lambda m: process.vlb_terms(m, x_start, x_t, t, **options)  # noqa: E731
@@ -64,4 +63,5 @@ def test_vlb_terms(measure, device, provider, passes, steps, shape):
         return torch.autograd.grad(terms(output), output, upstream)
 
     function = both if passes == "both" else lambda: terms(output)
-    measure(f"vlb_terms {list(shape)} {'all t' if steps > 1 else 't = 0'} {passes}", provider, function)
+    name = f"vlb_terms {list(shape)} {dtype} {'all t' if steps > 1 else 't = 0'} {passes}"
+    measure(name, provider, function, same=function)
