@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "conforms.h"
 #include "replay.h"
 #ifndef FD_CUDA_ARCHS
 #define FD_CUDA_ARCHS
@@ -91,15 +92,17 @@ struct Steps {
   int64_t output_bytes;
   std::vector<std::pair<uintptr_t, uintptr_t>> written;  // [begin, end) of memory that an output must be apart from
 
-  bool takes(const Tensor& output) const {
+  bool takes(py::handle output) const {
+    return attribute(output, names().dtype).ptr() == output_dtype.ptr() &&
+           equal(attribute(output, names().shape), output_shape) &&
+           equal(called(output, names().stride), output_stride) && equal(attribute(output, names().device), output_device);
+  }
+
+  bool apart(const Tensor& output) const {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(output.data), end = begin + uintptr_t(output_bytes);
     for (const auto& [first, last] : written)
       if (begin < last && first < end) return false;
-    PyObject* const object = output.object.ptr();
-    return owned(PyObject_GetAttr(object, names().dtype)).ptr() == output_dtype.ptr() &&
-           equal(owned(PyObject_GetAttr(object, names().shape)), output_shape) &&
-           equal(owned(PyObject_CallMethodNoArgs(object, names().stride)), output_stride) &&
-           equal(owned(PyObject_GetAttr(object, names().device)), output_device);
+    return true;
   }
 };
 
@@ -124,11 +127,9 @@ PyObject* steps(Arguments a) {
     steps->written.emplace_back(begin, begin + uintptr_t(tensor->bytes()));
   }
   steps->output_bytes = output.bytes();
-  PyObject* const object = output.object.ptr();
-  steps->output_device = owned(PyObject_GetAttr(object, names().device));
-  steps->output_dtype = owned(PyObject_GetAttr(object, names().dtype));
-  steps->output_shape = owned(PyObject_GetAttr(object, names().shape));
-  steps->output_stride = owned(PyObject_CallMethodNoArgs(object, names().stride));
+  const py::handle like = output.object;
+  steps->output_device = attribute(like, names().device), steps->output_dtype = attribute(like, names().dtype);
+  steps->output_shape = attribute(like, names().shape), steps->output_stride = called(like, names().stride);
   steps->device = call.device, steps->count = Shape(row)[0];
   steps->row_step = row.row_stride(), steps->rng_step = rng.row_stride();
   steps->params = reverse_step_arguments(call, a);
@@ -145,8 +146,10 @@ PyObject* steps_row(Arguments a) {
   const Call call(steps->device, a);
   const int64_t i = a.integer();
   if (i < 0 || i >= steps->count) throw py::index_error("i must be in [0, " + std::to_string(steps->count) + ")");
-  const Tensor output = a.tensor();
-  if (!steps->takes(output)) Py_RETURN_FALSE;
+  const py::handle given = a.object();
+  if (!steps->takes(given)) Py_RETURN_FALSE;  // before its memory is asked for, which it may not have
+  const Tensor output(given);
+  if (!steps->apart(output)) Py_RETURN_FALSE;
   ReverseStepParams p = steps->params;
   p.model_output = output, p.row += i * steps->row_step, p.num_threads = call.threads;
   if (p.rng) p.rng += i * steps->rng_step;
@@ -405,7 +408,8 @@ PyObject* rms_norm_silu_backward(Arguments a) {
 #ifdef FD_CUDA
 // (x_start) -> floats of workspace.
 PyObject* loss_workspace(Arguments a) {
-  const Shape shape(a.tensor());
+  const Tensor x_start = a.tensor();
+  const Shape shape(x_start);
   return PyLong_FromLongLong(cuda::loss_workspace(shape[0], shape[1], shape.positions()));
 }
 
@@ -430,20 +434,6 @@ PyObject* rms_norm_silu_backward_workspace(Arguments a) {
   return PyLong_FromLongLong(cuda::rms_norm_silu_backward_workspace(p));
 }
 #endif
-
-// conforms(device, name, tensor, shape, dtype, name, tensor, ...): whether each tensor is of this shape, dtype and device.
-PyObject* conforms(Arguments a) {
-  const py::handle device = a.object();
-  while (a.more()) {
-    a.object();
-    const py::handle tensor = a.object(), shape = a.object(), dtype = a.object();
-    if (owned(PyObject_GetAttr(tensor.ptr(), names().dtype)).ptr() != dtype.ptr() ||
-        !equal(owned(PyObject_GetAttr(tensor.ptr(), names().shape)), shape) ||
-        !equal(owned(PyObject_GetAttr(tensor.ptr(), names().device)), device))
-      Py_RETURN_FALSE;
-  }
-  Py_RETURN_TRUE;
-}
 
 // ---- The module ----
 
@@ -508,7 +498,7 @@ PYBIND11_MODULE(_C, module) {
   using namespace fastdiff;
   if (PyModule_AddFunctions(module.ptr(), methods)) throw py::error_already_set();
 
-  module.def("set_dtypes", set_dtypes);
+  module.def("set_torch", set_torch);
   module.def("simd_level", [] { return kernels().level; });
   module.def("set_simd_level", [](const std::string& level) { return set_simd_level(level.c_str()); });
   module.attr("INDEX_OUT_OF_RANGE") = int(kIndexOutOfRange);

@@ -74,8 +74,8 @@ PyObject* content(Arguments a) {
 bool same(PyObject* const* each) {
   static PyObject* const version = PyUnicode_InternFromString("_version");
   PyObject *tensor = each[0], *address = each[2];
-  if (!equal(owned(PyObject_GetAttr(tensor, version)), each[1])) return false;
-  if (!equal(owned(PyObject_CallMethodNoArgs(tensor, names().data_ptr)), address)) return false;
+  if (!equal(attribute(tensor, version), each[1])) return false;
+  if (!equal(called(tensor, names().data_ptr), address)) return false;
   const auto* data = static_cast<const char*>(PyLong_AsVoidPtr(address));
   return content_at(data, PyLong_AsLongLong(each[3])) == PyLong_AsUnsignedLongLong(each[4]);
 }

@@ -107,11 +107,14 @@ FD_SIMD void clear(void* gradient, int64_t n, int32_t dtype) {
   if (gradient) memset(gradient, 0, n * dtype_size(dtype));
 }
 
-// n values of a plain type, not initialised.
-template <class V> struct Scratch {
+// n values of a plain type, not initialised; up to kOwn of them on the stack.
+template <class V, int kOwn = 1> struct Scratch {
+  V own[kOwn];
   V* const data;
-  explicit Scratch(int64_t n) : data(new V[n]) {}
-  ~Scratch() { delete[] data; }
+  explicit Scratch(int64_t n) : data(n <= kOwn ? own : new V[n]) {}
+  ~Scratch() {
+    if (data != own) delete[] data;
+  }
   Scratch(const Scratch&) = delete;
 };
 

@@ -89,11 +89,8 @@ template <class S, class Params> struct Extents {
 
   // body(g, i0, i1) for the groups that meet channels [c0, c1), i counted from c0.
   template <class Body> FD_INLINE void each_group(int64_t c0, int64_t c1, const Body& body) const {
-    for (int64_t c = c0; c < c1;) {
-      const int64_t g = c / D, next = (g + 1) * D < c1 ? (g + 1) * D : c1;
-      body(g, c - c0, next - c0);
-      c = next;
-    }
+    int64_t g = c0 / D, end = (g + 1) * D;
+    for (int64_t c = c0; c < c1; c = end, end += D, ++g) body(g, c - c0, (end < c1 ? end : c1) - c0);
   }
 
   FD_INLINE Vector<S> get(const void* base, int32_t dtype, int64_t i, int lanes) const {
@@ -103,8 +100,9 @@ template <class S, class Params> struct Extents {
   // Terms of channels [c0, c1) of sample b; stats are those of c0's group and the following.
   FD_SHARED_CODE void terms(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats, Terms<S>& t) const {
     typedef Vector<S> V;
+    const int64_t g0 = c0 / D;
     each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) FD_INLINE {
-      const Stats<S>& s = stats[g - c0 / D];
+      const Stats<S>& s = stats[g - g0];
       fill(t.center.v + i0, i1 - i0, s.mean);
       fill(t.offset.v + i0, i1 - i0, s.low);
       fill(t.rstd.v + i0, i1 - i0, s.rstd);
@@ -141,12 +139,27 @@ template <class T, class Base> struct Geometry : Base {
 
   // Per-channel values repeated for each column, in place: in load_pack's order, the end's after the whole steps'.
   FD_SHARED_CODE void spread(Channels<T>& values, int64_t channels) const {
-    if (repeat == 1 && channels % kStep<T> == 0 && kInOrder<T>) return;
+    if (repeat == 1 && channels % kStep<T> == 0) {
+      if constexpr (!kInOrder<T>)
+        for (int64_t c = 0; c < channels; c += kStep<T>) store_pack(values.v + c, to_columns<T>(values.v + c));
+      return;
+    }
     Scalar<T> padded[kStep<T> + kChannels + kStep<T>] = {};
     Scalar<T>* const column = padded + kStep<T>;
     if (repeat == 1) memcpy(column, values.v, channels * sizeof(Scalar<T>));
     else for (int64_t c = 0; c < channels; ++c) fill(column + c * repeat, repeat, values.v[c]);
     sweep<T, 2>(channels * repeat, [&](auto at) FD_INLINE { at.set_term(values.v, to_columns<T>(column + at.first())); });
+  }
+
+  // Column sums of a block, in place from load_pack's order into that of memory.
+  FD_SHARED_CODE void in_order(Channels<T>& sums, int64_t columns) const {
+    if (kInOrder<T> && columns % kStep<T> == 0) return;
+    sweep<T, 2>(columns, [&](auto at) FD_INLINE {
+      Scalar<T> both[kStep<T>];
+      from_columns<T>(at.term(sums.v), both);
+      const int64_t before = at.first() < 0 ? -at.first() : 0;
+      memcpy(sums.v + at.first() + before, both + before, (kStep<T> - before) * sizeof(Scalar<T>));
+    });
   }
 };
 

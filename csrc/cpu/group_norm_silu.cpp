@@ -6,6 +6,7 @@
 // squared mean of x - pivot costs at most a factor 1 + 1/f in precision, whatever the mean. Float32 sums are of bounded
 // length and are added up in float64. Partitions depend on the extents and the layout alone.
 #include "dropout.h"
+#include "short_runs.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
@@ -127,19 +128,26 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
     return {total.sum + double(n) * off, total.squares + off * (2 * total.sum + double(n) * off)};
   }
 
-  Stats<S> group_stats(int64_t b, int64_t g, int threads, Totals* partial) const {
+  // Of groups [g0, g1), at most kGroups: a step of all of them after the other, so that latencies overlap.
+  void group_stats(int64_t b, int64_t g0, int64_t g1, int threads, Totals* partial, Stats<S>* stats) const {
     const T* x = this->sample(p.x, b);
-    const S pivot = pivot_of(x, b, g);
-    parallel_for(blocks(), threads, [&](int64_t i) { partial[i] = block_totals(x, b, g, i, pivot); });
-    Totals total = {0, 0};
-    for (int64_t i = 0; i < blocks(); ++i) total.sum += partial[i].sum, total.squares += partial[i].squares;
-    return finish(b, g, pivot, total);
+    S pivot[kGroups];
+    Totals total[kGroups];
+    for (int64_t g = g0; g < g1; ++g) pivot[g - g0] = pivot_of(x, b, g);
+    for (int64_t g = g0; g < g1; ++g) {
+      parallel_for(blocks(), threads, [&](int64_t i) { partial[i] = block_totals(x, b, g, i, pivot[g - g0]); });
+      Totals& all = total[g - g0] = partial[0];
+      for (int64_t i = 1; i < blocks(); ++i) all.sum += partial[i].sum, all.squares += partial[i].squares;
+    }
+    for (int64_t g = g0; g < g1; ++g) stats[g - g0] = finish(b, g, pivot[g - g0], total[g - g0]);
   }
 
   // Channels of runs.
   void apply_runs(int64_t b, int64_t c0, int64_t c1, const Stats<S>* stats) const {
     Terms<S> t;
     folded_terms(b, c0, c1, stats, t);
+    if (p.S == kLanes<T>) return apply_vectors<1>(b, c0, c1, t);
+    if (p.S == kStep<T>) return apply_vectors<2>(b, c0, c1, t);
     for (int64_t c = c0; c < c1; ++c) {
       const T* x = this->sample(p.x, b) + c * p.S;
       T* y = this->sample(p.y, b) + c * p.S;
@@ -150,6 +158,18 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
         at.store(y, silu<kDegree<T>>(madd(d, broadcast_pack<n>(scale), broadcast_pack<n>(shift))));
       });
     }
+  }
+
+  template <int kPer> void apply_vectors(int64_t b, int64_t c0, int64_t c1, const Terms<S>& t) const {
+    const T* x = this->sample(p.x, b) + c0 * p.S;
+    T* y = this->sample(p.y, b) + c0 * p.S;
+    each_four<kPer>(c1 - c0, [&](int64_t i, auto size) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      const PackOf<T, M> center = each<T, M, kPer>(t.center.v + i), scale = each<T, M, kPer>(t.rstd.v + i),
+                         shift = each<T, M, kPer>(t.shift.v + i);
+      const PackOf<T, M> d = vectors<T, M, kPer>(x + i * p.S, p.S) - center;
+      set_vectors<kPer>(y + i * p.S, silu<kDegree<T>>(madd(d, scale, shift)), p.S);
+    });
   }
 
   // The activation and what follows, of what lies in a run as x does; kept and residual begin where it does.
@@ -194,14 +214,15 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
         const int64_t b = u / units, g0 = u % units * batch, g1 = g0 + batch < p.G ? g0 + batch : p.G;
         Totals* mine = partial.data + (threads > 1 ? u * blocks() : 0);
         Stats<S> stats[kGroups];
-        for (int64_t g = g0; g < g1; ++g) stats[g - g0] = group_stats(b, g, 1, mine);
+        group_stats(b, g0, g1, 1, mine, stats);
         this->each_block(g0 * D, g1 * D, kChannels, [&](int64_t c0, int64_t c1) {
           (this->*apply)(b, c0, c1, stats + (c0 / D - g0));
         });
       });
     for (int64_t u = 0; u < p.B * p.G; ++u) {
       const int64_t b = u / p.G, g = u % p.G, step = block_channels() < kChannels ? block_channels() : kChannels;
-      const Stats<S> stats = group_stats(b, g, threads, partial.data);
+      Stats<S> stats;
+      group_stats(b, g, g + 1, threads, partial.data, &stats);
       parallel_for((D + step - 1) / step, threads, [&](int64_t i) {
         const int64_t c0 = g * D + i * step, c1 = c0 + step < (g + 1) * D ? c0 + step : (g + 1) * D;
         (this->*apply)(b, c0, c1, &stats);
@@ -210,16 +231,6 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   }
 
   // ---- Columns ----
-
-  // Column sums of a block to sums of its groups: add(g, sum).
-  template <class Add>
-  void reduce(const Channels<T>& sums, int64_t c0, int64_t c1, const Add& add) const {
-    S padded[kStep<T> + kChannels + kStep<T>], *column = padded + kStep<T>;
-    sweep<T, 2>((c1 - c0) * repeat, [&](auto at) FD_INLINE { from_columns<T>(at.term(sums.v), column + at.first()); });
-    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
-      add(g, sum_of(column + i0 * repeat, (i1 - i0) * repeat));
-    });
-  }
 
   // Sums of every eighth row of x + add, of each group from g0 on.
   void pivot_sums(int64_t b, int64_t c0, int64_t c1, int64_t g0, double* total) const {
@@ -230,7 +241,10 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
       for (int64_t row = 0; row < rows; row += 8) s = s + at.load(x + row * this->width());
       at.set_term(sums.v, s);
     });
-    reduce(sums, c0, c1, [&](int64_t g, S sum) { total[g - g0] += sum; });
+    this->in_order(sums, (c1 - c0) * repeat);
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      total[g - g0] += sum_of(sums.v + i0 * repeat, (i1 - i0) * repeat);
+    });
     if (!p.add) return;
     for (int64_t c = c0; c < c1; ++c) total[c / D - g0] += double((rows + 7) / 8 * repeat) * add_of(b, c);
   }
@@ -280,8 +294,11 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
     sweep<T, 2>((c1 - c0) * repeat,
                 [&](auto at) FD_INLINE { sum_rows_at(at, x, at.term(center.v), sums, squares); });
     if (p.add) restore(off, (c1 - c0) * repeat, sums, squares);
-    reduce(sums, c0, c1, [&](int64_t g, S sum) { total[g - g0].sum = sum; });
-    reduce(squares, c0, c1, [&](int64_t g, S sum) { total[g - g0].squares = sum; });
+    this->in_order(sums, (c1 - c0) * repeat), this->in_order(squares, (c1 - c0) * repeat);
+    this->each_group(c0, c1, [&](int64_t g, int64_t i0, int64_t i1) {
+      const int64_t first = i0 * repeat, n = (i1 - i0) * repeat;
+      total[g - g0] = {sum_of(sums.v + first, n), sum_of(squares.v + first, n)};
+    });
   }
 
   // The terms of columns.
@@ -334,10 +351,10 @@ template <class T> struct Forward : Geometry<T, Extents<Scalar<T>, GroupNormSilu
   // Groups [g0, g1) of sample b; where they are several there is one block.
   void columns_unit(int64_t b, int64_t g0, int64_t g1, int threads) const {
     const int64_t groups = g1 - g0, c1 = g1 * D, blocks = (groups * D + most - 1) / most;
-    Scratch<double> sums(blocks * groups);
-    Scratch<Totals> totals(blocks * groups);
-    Scratch<S> pivot(groups);
-    Scratch<Stats<S>> stats(groups);
+    Scratch<double, kGroups> sums(blocks * groups);
+    Scratch<Totals, kGroups> totals(blocks * groups);
+    Scratch<S, kGroups> pivot(groups);
+    Scratch<Stats<S>, kGroups> stats(groups);
     const auto each_block = [&](const auto& body) {
       parallel_for(blocks, threads, [&](int64_t i) {
         const int64_t c0 = g0 * D + i * most;

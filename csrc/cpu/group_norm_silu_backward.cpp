@@ -7,13 +7,13 @@
 // their sums and keeps dh, the second grad_x. Partitions depend on the extents and the layout alone.
 #include "dropout.h"
 #include "group_norm_gradients.h"
+#include "short_runs.h"
 
 namespace fastdiff {
 namespace FD_LEVEL {
 namespace {
 
 constexpr int64_t kPiece = 64;         // rows, or steps of a run, of one float32 sum
-template <int n> struct Size { static constexpr int value = n; };
 
 // n = d rstd + offset with d = x - center, so that the sums over n follow from those over d. dh is k times what it is
 // called (factor_of), and so are P and Q; the workspace's gain is divided by k instead.
@@ -22,19 +22,12 @@ template <class T, int N> struct Element { PackOf<T, N> d, dh; };
 // What follows the norm, known to the compiler where that is worth code of its own; kAny is all of it.
 enum Form { kSilu, kAny };
 
-// t and k (1 + 2^t), t = d slope + shift.
-template <class T, int N> struct Gate { PackOf<T, N> t, divisor; };
-
+// dh, from t = k h and k (1 + 2^t).
 template <class T, int N>
-FD_SIMD Gate<T, N> gate_of(PackOf<T, N> d, PackOf<T, N> slope, PackOf<T, N> shift) {
-  const PackOf<T, N> t = madd(d, slope, shift);
-  return {t, one_and_exp2<6>(t)};
-}
-
-template <class T, int N> FD_SIMD PackOf<T, N> pass_back(PackOf<T, N> grad_y, const Gate<T, N>& gate) {
+FD_SIMD PackOf<T, N> pass_back(PackOf<T, N> grad_y, PackOf<T, N> t, PackOf<T, N> divisor) {
   const PackOf<T, N> one = broadcast_pack<N>(Scalar<T>(1)), factor = broadcast_pack<N>(kFactor<Vector<T>>);
-  const PackOf<T, N> open = factor / gate.divisor;
-  return grad_y * (open * madd(gate.t, one - open, factor));
+  const PackOf<T, N> open = factor / divisor;
+  return grad_y * (open * madd(t, one - open, factor));
 }
 
 template <class T, Form kForm, int N>
@@ -42,7 +35,8 @@ FD_SIMD Element<T, N> differentiate(PackOf<T, N> x, PackOf<T, N> grad_y, PackOf<
                                     PackOf<T, N> shift, bool silu) {
   const PackOf<T, N> d = x - center;
   if (kForm == kAny && !silu) return {d, grad_y};
-  return {d, pass_back<T, N>(grad_y, gate_of<T, N>(d, slope, shift))};
+  const PackOf<T, N> t = madd(d, slope, shift);
+  return {d, pass_back<T, N>(grad_y, t, one_and_exp2<6>(t))};
 }
 
 // second(i, first(i)) for i < n. Where registers are many, each after the next one's first: the exponential's chain and the
@@ -205,37 +199,10 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
       if (s < this->sums()) store(row[s], total[s]);
   }
 
-  // Short channels, of kPer vectors each: the terms and the vectors of as many as M vectors are.
-  template <int M, int kPer> static PackOf<T, M> each(const S* terms) {
-    PackOf<T, M> r;
-    FD_UNROLL
-    for (int m = 0; m < M; ++m) r.v[m] = broadcast(terms[m / kPer]);
-    return r;
-  }
-  template <int kPer> static int64_t vector_at(int m, int64_t stride) { return m / kPer * stride + m % kPer * kLanes<T>; }
-  template <int M, int kPer, class From> static PackOf<T, M> vectors(const From* run, int64_t stride) {
-    PackOf<T, M> r;
-    FD_UNROLL
-    for (int m = 0; m < M; ++m) r.v[m] = load(run + vector_at<kPer>(m, stride));
-    return r;
-  }
-  template <int M, int kPer, class To> static void set_vectors(To* run, PackOf<T, M> v, int64_t stride) {
-    FD_UNROLL
-    for (int m = 0; m < M; ++m) store(run + vector_at<kPer>(m, stride), v.v[m]);
-  }
-
-  // A channel's vectors added up, into a row for each.
+  // A short channel's vectors added up, into a row for each.
   template <int M, int kPer> static void set_rows(S* row, PackOf<T, M> v) {
     FD_UNROLL
     for (int m = 0; m < M; m += kPer) store(row + m / kPer * kLanes<T>, kPer == 1 ? v.v[m] : v.v[m] + v.v[m + 1]);
-  }
-
-  // body(j, M) for n such channels, four vectors at a time.
-  template <int kPer, class Body> static FD_INLINE void each_four(int64_t n, const Body& body) {
-    constexpr int kMany = 4 / kPer;
-    int64_t j = 0;
-    for (; j + kMany <= n; j += kMany) body(j, Size<4>());
-    for (; j < n; ++j) body(j, Size<kPer>());
   }
 
   // Lane by lane, the sums of the channels of one vector, or of the block's last.
@@ -259,12 +226,17 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     const bool adds = p.grad_add;
     const auto distance = [&](int64_t j, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
-      return vectors<M, kPer>(x + j * length, length) - each<M, kPer>(k.center.v + j);
+      return vectors<T, M, kPer>(x + j * length, length) - each<T, M, kPer>(k.center.v + j);
     };
-    const auto keep = [&](int64_t j, auto size, auto d, auto found) FD_INLINE {
+    const auto t_of = [&](int64_t j, auto size, auto d) FD_INLINE {
       constexpr int M = decltype(size)::value;
+      return madd(d, each<T, M, kPer>(k.slope.v + j), each<T, M, kPer>(k.shift.v + j));
+    };
+    const auto keep = [&](int64_t j, auto size, auto d, auto divisor) FD_INLINE {
+      constexpr int M = decltype(size)::value;
+      const auto found = pass_back<T, M>(vectors<T, M, kPer>(grad_y + j * length, length), t_of(j, size, d), divisor);
       const int64_t row = lanes.row(j);
-      if (dh) set_vectors<M, kPer>(dh + j * stride, found, stride);
+      if (dh) set_vectors<kPer>(dh + j * stride, found, stride);
       set_rows<M, kPer>(lanes.v[kP] + row, found), set_rows<M, kPer>(lanes.v[kQ] + row, found * d);
       if (adds) set_rows<M, kPer>(lanes.v[kR] + row, d);
       add_lanes(b, k, j + M / kPer, lanes);
@@ -273,20 +245,18 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     const int64_t fours = n / kMany;
     in_stages(fours, [&](int64_t q) FD_INLINE {
       const int64_t j = q * kMany;
-      return gate_of<T, 4>(distance(j, Size<4>()), each<4, kPer>(k.slope.v + j), each<4, kPer>(k.shift.v + j));
-    }, [&](int64_t q, const Gate<T, 4>& gate) FD_INLINE {
+      return one_and_exp2<6>(t_of(j, Size<4>(), distance(j, Size<4>())));
+    }, [&](int64_t q, const PackOf<T, 4>& divisor) FD_INLINE {
       const int64_t j = q * kMany;
-      const PackOf<T, 4> found = pass_back<T, 4>(vectors<4, kPer>(grad_y + j * length, length), gate);
-      keep(j, Size<4>(), distance(j, Size<4>()), found);
+      keep(j, Size<4>(), distance(j, Size<4>()), divisor);
     });
     for (int64_t j = fours * kMany; j < n; ++j) {
       const auto d = distance(j, Size<kPer>());
-      const Gate<T, kPer> gate = gate_of<T, kPer>(d, each<kPer, kPer>(k.slope.v + j), each<kPer, kPer>(k.shift.v + j));
-      keep(j, Size<kPer>(), d, pass_back<T, kPer>(vectors<kPer, kPer>(grad_y + j * length, length), gate));
+      keep(j, Size<kPer>(), d, one_and_exp2<6>(t_of(j, Size<kPer>(), d)));
     }
   }
 
-  // The same where a channel is whole packs of four vectors: short ones would wait for sum_run to begin.
+  // The same of whole packs: short channels would wait for sum_run to begin.
   void sum_packs(int64_t b, const Block<T>& k, Lanes& lanes) const {
     constexpr int64_t kFour = 4 * kLanes<T>;
     const T *x = this->sample(p.x, b) + k.c0 * p.S, *grad_y = this->sample(p.grad_y, b) + k.c0 * p.S;
@@ -296,13 +266,17 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     const auto distance = [&](int64_t q, int64_t j) FD_INLINE {
       return load_pack<4>(x + q * kFour) - broadcast_pack<4>(k.center.v[j]);
     };
+    struct Ready { PackOf<T, 4> t, divisor; };
     int64_t ahead = 0, j = 0;          // the channels of either stage
     V P = {}, Q = {}, R = {};
     in_stages((k.c1 - k.c0) * length / kFour, [&](int64_t q) FD_INLINE {
       if (q * kFour == (ahead + 1) * length) ++ahead;
-      return gate_of<T, 4>(distance(q, ahead), broadcast_pack<4>(k.slope.v[ahead]), broadcast_pack<4>(k.shift.v[ahead]));
-    }, [&](int64_t q, const Gate<T, 4>& gate) FD_INLINE {
-      const PackOf<T, 4> d = distance(q, j), found = pass_back<T, 4>(load_pack<4>(grad_y + q * kFour), gate);
+      const PackOf<T, 4> slope = broadcast_pack<4>(k.slope.v[ahead]), shift = broadcast_pack<4>(k.shift.v[ahead]),
+                         t = madd(distance(q, ahead), slope, shift);
+      return Ready{t, one_and_exp2<6>(t)};
+    }, [&](int64_t q, const Ready& ready) FD_INLINE {
+      const PackOf<T, 4> d = distance(q, j);
+      const PackOf<T, 4> found = pass_back<T, 4>(load_pack<4>(grad_y + q * kFour), ready.t, ready.divisor);
       if (dh) store_pack(dh + j * stride + (q * kFour - j * length), found);
       P += vector_sum(found), Q += vector_sum(found * d);
       if (adds) R += vector_sum(d);
@@ -319,7 +293,7 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     if constexpr (kForm == kSilu) {
       if (p.S == kLanes<T>) return sum_vectors<1>(b, k, lanes);
       if (p.S == kStep<T>) return sum_vectors<2>(b, k, lanes);
-      if (p.S % (4 * kLanes<T>) == 0 && p.S <= kPiece * kStep<T>) return sum_packs(b, k, lanes);
+      if (in_packs() && p.S <= kPiece * kStep<T>) return sum_packs(b, k, lanes);
     }
     for (int64_t j = 0; j < k.c1 - k.c0; ++j) {
       const int64_t row = lanes.row(j);
@@ -328,10 +302,14 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     }
   }
 
+  // Whether a channel is whole packs of four vectors.
+  bool in_packs() const { return p.S % (4 * kLanes<T>) == 0; }
+
   void apply_runs(int64_t b, const Block<T>& k) const {
     if constexpr (kSpecial<S>) {       // as sum_runs has left dh
       if (silu_alone() && p.S == kLanes<T>) return apply_vectors<1>(b, k);
       if (silu_alone() && p.S == kStep<T>) return apply_vectors<2>(b, k);
+      if (in_packs()) return apply_packs(b, k);
     }
     for (int64_t i = 0; i < k.c1 - k.c0; ++i) apply_run(b, k, i);
   }
@@ -343,10 +321,10 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     const int64_t stride = in_place() ? p.S : padded(p.S);
     each_four<kPer>(k.c1 - k.c0, [&](int64_t i, auto size) FD_INLINE {
       constexpr int M = decltype(size)::value;
-      const PackOf<T, M> d = vectors<M, kPer>(x + i * p.S, p.S) - each<M, kPer>(k.center.v + i);
-      const PackOf<T, M> rest = madd(d, each<M, kPer>(k.tilt.v + i), each<M, kPer>(k.level.v + i));
-      const PackOf<T, M> upstream = vectors<M, kPer>(dh + i * stride, stride);
-      set_vectors<M, kPer>(grad_x + i * p.S, madd(upstream, each<M, kPer>(k.slope.v + i), rest), p.S);
+      const PackOf<T, M> d = vectors<T, M, kPer>(x + i * p.S, p.S) - each<T, M, kPer>(k.center.v + i);
+      const PackOf<T, M> rest = madd(d, each<T, M, kPer>(k.tilt.v + i), each<T, M, kPer>(k.level.v + i));
+      const PackOf<T, M> upstream = vectors<T, M, kPer>(dh + i * stride, stride);
+      set_vectors<kPer>(grad_x + i * p.S, madd(upstream, each<T, M, kPer>(k.slope.v + i), rest), p.S);
     });
   }
 
@@ -354,12 +332,24 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
     const T* x = this->sample(p.x, b) + (k.c0 + i) * p.S;
     T* grad_x = this->sample(p.grad_x, b) + (k.c0 + i) * p.S;
     const S* dh = dh_of(b, k, i);
-    sweep_run<T, 4>(p.S, [&](auto place) FD_INLINE {
-      constexpr int M = decltype(place)::kPack;
-      const PackOf<T, M> d = place.load(x) - broadcast_pack<M>(k.center.v[i]);
-      const auto rest = madd(d, broadcast_pack<M>(k.tilt.v[i]), broadcast_pack<M>(k.level.v[i]));
-      place.store(grad_x, madd(place.term(dh), broadcast_pack<M>(k.slope.v[i]), rest));
-    });
+    sweep_run<T, 4>(p.S, [&](auto place) FD_INLINE { apply_at(place, x, dh, grad_x, k, i); });
+  }
+
+  template <class Place>
+  FD_INLINE void apply_at(Place place, const T* x, const S* dh, T* grad_x, const Block<T>& k, int64_t i) const {
+    constexpr int M = Place::kPack;
+    const PackOf<T, M> d = place.load(x) - broadcast_pack<M>(k.center.v[i]);
+    const auto rest = madd(d, broadcast_pack<M>(k.tilt.v[i]), broadcast_pack<M>(k.level.v[i]));
+    place.store(grad_x, madd(place.term(dh), broadcast_pack<M>(k.slope.v[i]), rest));
+  }
+
+  void apply_packs(int64_t b, const Block<T>& k) const {
+    const T* x = this->sample(p.x, b) + k.c0 * p.S;
+    T* grad_x = this->sample(p.grad_x, b) + k.c0 * p.S;
+    const S* dh = dh_of(b, k, 0);
+    const int64_t length = p.S, stride = in_place() ? length : padded(length), n = k.c1 - k.c0;
+    for (int64_t i = 0; i < n; ++i, x += length, grad_x += length, dh += stride)
+      for (int64_t j = 0; j < length; j += 4 * kLanes<T>) apply_at(Whole<T, 4>{j}, x, dh, grad_x, k, i);
   }
 
   // ---- Columns ----
@@ -410,12 +400,10 @@ template <class T> struct Backward : Geometry<T, Gradients<Scalar<T>>> {
   }
 
   // Columns summed to channels [c0, c1).
-  void gather(const Channels<T>& values, int64_t c0, int64_t c1, S* channel) const {
-    S padded[kStep<T> + kChannels + kStep<T>], *column = padded + kStep<T>;
-    sweep<T, 2>((c1 - c0) * repeat,
-                [&](auto place) FD_INLINE { from_columns<T>(place.term(values.v), column + place.first()); });
+  void gather(Channels<T>& values, int64_t c0, int64_t c1, S* channel) const {
+    this->in_order(values, (c1 - c0) * repeat);
     for (int64_t c = c0; c < c1; ++c)
-      channel[c] = repeat == 1 ? column[c - c0] : sum_of(column + (c - c0) * repeat, repeat);
+      channel[c] = repeat == 1 ? values.v[c - c0] : sum_of(values.v + (c - c0) * repeat, repeat);
   }
 
   void apply_columns(int64_t b, const Block<T>& k) const {

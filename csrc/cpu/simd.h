@@ -345,5 +345,11 @@ FD_SIMD void store_first(T* p, vfloat v, int n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
+#if defined(__AVX512F__)
+// A call to memcpy, made or not, would have every register stored and loaded around it.
+FD_SIMD vfloat load_first(const float* p, int n) { return (vfloat)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
+FD_SIMD void store_first(float* p, vfloat v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v); }
+#endif
+
 }  // namespace FD_LEVEL
 }  // namespace fastdiff

@@ -13,6 +13,8 @@ except ImportError:
         return False
 
 
+_is_compiling = torch.compiler.is_compiling
+_transforms = torch._C._functorch.peek_interpreter_stack
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 SYNCHRONISE = os.environ.get("FASTDIFF_CHECK") == "1"
 
@@ -37,7 +39,7 @@ def image(name, value, also=None):
 def tensors(device, *each):
     """name, tensor, shape, dtype, and again: every tensor of this shape, dtype and device."""
     try:
-        if not torch.compiler.is_compiling() and conforms(device, *each):
+        if not _is_compiling() and _transforms() is None and conforms(device, *each):
             return
     except AttributeError:
         pass  # something is no tensor

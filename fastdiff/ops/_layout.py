@@ -82,5 +82,10 @@ def gradients(x, others, needs):
     """Where the gradients of inputs go, None where it is not needed: of x like x, of [B, C] and [C] contiguous."""
     found = [torch.empty_like(x) if needs[0] else None]
     for value, need in zip(others, needs[1:], strict=True):
-        found.append(torch.empty_like(value, memory_format=torch.contiguous_format) if need else None)
+        found.append(_contiguous_like(value) if need else None)
     return found
+
+
+def _contiguous_like(value):
+    """As torch.empty_like with a memory format, which takes longer to read its arguments than to make a vector."""
+    return torch.empty_like(value) if value.is_contiguous() else value.new_empty(value.shape)

@@ -9,8 +9,16 @@ try:
 except ImportError as error:  # no compiler at build, or a build for another Python
     _C, _IMPORT_ERROR = None, error
 
+# What the module is told of torch, which it does not link with (csrc/tensor.h).
+TORCH = (
+    (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.bool, torch.int64),
+    getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+    torch.device("cpu"),
+    (torch.Tensor, torch.nn.Parameter),
+)
+
 if _C:
-    _C.set_dtypes((torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.bool))  # enum Dtype
+    _C.set_torch(*TORCH)
 _MISSING = (
     ("noise or rng", "std"),
     ("extra", "g_0, g_x or g_v"),

@@ -59,7 +59,7 @@ def load():
     if error:
         raise error
     modules = {name: _load(name, path) for name in ("_C", "simt", "planted")}
-    modules["_C"].set_dtypes((torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.bool))
+    modules["_C"].set_torch(*native.TORCH)
     modules["simt"].set_names(build.functions(path))
     modules["simt"].set_seed(int(os.environ.get("FASTDIFF_SIMT_SEED", "0")))
     return modules

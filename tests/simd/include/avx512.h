@@ -77,6 +77,17 @@ EMULATED __mmask16 test_32(__m512i a, __m512i b) {
   for (int i = 0; i < 16; ++i) mask |= unsigned((x.lane[i] & y.lane[i]) != 0) << i;
   return mask;
 }
+EMULATED __m512 load_masked(__mmask16 mask, const float* p) {
+  Floats r{};
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) r.lane[i] = p[i];
+  return r;
+}
+EMULATED void store_masked(float* p, __mmask16 mask, __m512 v) {
+  const Floats r(v);
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) p[i] = r.lane[i];
+}
 EMULATED __m512i mask_add_32(__m512i source, __mmask16 mask, __m512i a, __m512i b) {
   Words result(source);
   const Words x(a), y(b);
@@ -181,6 +192,8 @@ EMULATED __m512 dpbf16(__m512 total, __m512bh a, __m512bh b) {
 #define _mm512_mul_epu32 emulated::mul_32
 #define _mm512_test_epi32_mask emulated::test_32
 #define _mm512_mask_add_epi32 emulated::mask_add_32
+#define _mm512_maskz_loadu_ps emulated::load_masked
+#define _mm512_mask_storeu_ps emulated::store_masked
 #define _mm512_permutex2var_ps emulated::permutex2var
 #define _mm512_permutexvar_epi16 emulated::permutexvar_16
 #define _mm512_cvtph_ps emulated::cvtph
