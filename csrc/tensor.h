@@ -51,6 +51,7 @@ struct View {
   const int64_t *extents, *strides;   // in elements
   uint64_t byte_offset;
 };
+static_assert(sizeof(View) == 48, "as DLTensor on 64 bits");
 
 struct Exchange {
   struct { uint32_t major, minor; } version;
@@ -62,16 +63,12 @@ struct Exchange {
 
 const Exchange* exchange = nullptr;   // NULL: through attributes
 
-// As torch's is_contiguous.
+// As torch's is_contiguous, of a tensor that has elements.
 bool contiguous(const View& view) {
   int64_t dense = 1;
-  bool found = true;
-  for (int64_t i = view.rank - 1; i >= 0; --i) {
-    if (view.extents[i] == 0) return true;
-    if (view.extents[i] != 1) found = found && view.strides[i] == dense;
-    dense *= view.extents[i];
-  }
-  return found;
+  for (int64_t i = view.rank - 1; i >= 0; dense *= view.extents[i--])
+    if (view.extents[i] != 1 && view.strides[i] != dense) return false;
+  return true;
 }
 
 // ---- What is known of torch ----

@@ -47,6 +47,14 @@ def test_bytes_and_flags_are_read_alike(way):
         assert torch.allclose(found, ops.q_sample(x, noise=noise, flip=flip, **options), atol=1e-6)
 
 
+def test_the_stride_of_one_sample_does_not_matter(way):
+    x = torch.randn(4, 6, 3, 5)[::4]
+    plain = torch.empty(1, 6, 3, 5).copy_(x)
+    assert x.is_contiguous() and x.stride() != plain.stride()
+    with ops.use_backend("cpu"):
+        assert torch.equal(ops.group_norm_silu(x, 3), ops.group_norm_silu(plain, 3))
+
+
 def test_a_tensor_that_is_all_one_size_or_empty_is_contiguous(way):
     for shape in ((2, 1, 3, 3), (0, 4, 2, 2), (1, 4, 1, 1)):
         x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
@@ -77,6 +85,14 @@ def test_conforms(way, value, shape, dtype, device, answer):
     assert _check.conforms(device, "value", value, shape, dtype) is answer
     assert _check.conforms(device, "other", torch.zeros(1, device=device), (1,), torch.float32,
                            "value", value, shape, dtype) is answer  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_conforms_to_a_gpu(way):
+    here, there = torch.zeros(2, 3), torch.zeros(2, 3, device="cuda")
+    assert _check.conforms(there.device, "value", there, (2, 3), torch.float32)
+    assert not _check.conforms(there.device, "value", here, (2, 3), torch.float32)
+    assert not _check.conforms(CPU, "value", there, (2, 3), torch.float32)
 
 
 @pytest.mark.filterwarnings("error")
