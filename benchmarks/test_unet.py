@@ -17,7 +17,7 @@ from fastdiff.models import save_unet, summary
 from tests.models import plain
 
 PROVIDERS = ["eager", "compiled", "freezing", "openai style", "diffusers", "diffusers channels_last", "fastdiff"]
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the output's maximum
+NETWORK_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of the output's maximum
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_forward(measure, device, weights, provider, dtype, B):
             expected = net(x, t)
         function = provided(provider, weights, x.to(dtype), t)
         error = (function(x.to(dtype), t).float() - expected).abs().max()
-        assert error < TOLERANCES[dtype] * expected.abs().max()
+        assert error < NETWORK_TOLERANCES[dtype] * expected.abs().max()
         case = f"U-Net forward {list(x.shape)} {str(dtype).removeprefix('torch.')}"
         measure(case, provider, lambda: function(x.to(dtype), t), flops=summary(weights[0], x.shape).flops)
 
@@ -97,6 +97,6 @@ def test_lucidrains(measure, device, provider, B):
     x, t = torch.randn(B, 3, 32, 32, device=device), torch.randint(1000, (B,), device=device)
     with torch.no_grad():
         expected = theirs(x, t)
-        assert (ours(x, t) - expected).abs().max() < TOLERANCES[torch.float32] * expected.abs().max()
+        assert (ours(x, t) - expected).abs().max() < NETWORK_TOLERANCES[torch.float32] * expected.abs().max()
         model = ours if provider == "fastdiff" else theirs
         measure(f"lucidrains' U-Net forward {list(x.shape)} float32", provider, lambda: model(x, t))
