@@ -32,7 +32,8 @@ bool has_memory(py::handle device) {
 }
 
 // conforms(device, name, tensor, shape, dtype, name, tensor, ...): whether each tensor is of this shape, dtype and device.
-// Not while a transform of functorch is on, whose tensors are of torch's type and have no memory.
+// Not for a transform of functorch, whose tensors are of torch's type and have no memory: torch takes half a millisecond to
+// say so.
 PyObject* conforms(Arguments a) {
   constexpr int32_t kCpu = 1;   // DLDeviceType
   const py::handle device = a.object();
@@ -43,7 +44,7 @@ PyObject* conforms(Arguments a) {
     const py::handle tensor = a.object(), shape = a.object(), dtype = a.object();
     if (viewed && is_plain(tensor)) {
       View view = {};
-      if (exchange->view(tensor.ptr(), &view)) {   // not strided
+      if (exchange->view(tensor.ptr(), &view)) {   // sparse, or on a device without memory
         PyErr_Clear();
         Py_RETURN_FALSE;
       }

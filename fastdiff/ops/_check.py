@@ -5,6 +5,8 @@ import os
 import torch
 from torch.autograd import forward_ad
 
+from ._dispatch import is_compiling, transforms
+
 try:
     from fastdiff._C import conforms  # the quick answer, without words
 except ImportError:
@@ -13,8 +15,6 @@ except ImportError:
         return False
 
 
-_is_compiling = torch.compiler.is_compiling
-_transforms = torch._C._functorch.peek_interpreter_stack
 FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 SYNCHRONISE = os.environ.get("FASTDIFF_CHECK") == "1"
 
@@ -39,7 +39,7 @@ def image(name, value, also=None):
 def tensors(device, *each):
     """name, tensor, shape, dtype, and again: every tensor of this shape, dtype and device."""
     try:
-        if not _is_compiling() and _transforms() is None and conforms(device, *each):
+        if not is_compiling() and transforms() is None and conforms(device, *each):
             return
     except AttributeError:
         pass  # something is no tensor

@@ -126,25 +126,25 @@ def function(op, backend, tensor):
 
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
-_is_compiling = torch.compiler.is_compiling
+is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
-_transforms = torch._C._functorch.peek_interpreter_stack
+transforms = torch._C._functorch.peek_interpreter_stack
 is_tracing = torch._C._is_tracing  # by torch.jit.trace
 
 
 def untransformed():
     """Whether no transform of functorch and no dispatch mode is on."""
-    return not _dispatch_modes() and _transforms() is None
+    return not _dispatch_modes() and transforms() is None
 
 
 def eager(*arguments):
     """Whether a call may go past the dispatcher: ordinary tensors, and nobody is compiling, tracing or transforming."""
     return (
-        not _is_compiling()
+        not is_compiling()
         and _PLAIN.issuperset(map(type, arguments))
         and not _dispatch_modes()
         and not _function_modes()
-        and _transforms() is None
+        and transforms() is None
         and not is_tracing()
     )
